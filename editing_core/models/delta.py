@@ -1,0 +1,202 @@
+"""WeightDelta: an edit as a value, parameter name -> update, mostly as low-rank factors.
+
+`with delta.applied(model): ...` puts it on and takes it off again by copying the originals back, so the
+model is bit-equal afterwards, also after an error or a cancel. Adding and subtracting would not be:
+several percent of the entries differ in the last bit.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from editing_core.errors import BadRequest, NotFinite
+from editing_core.models.architectures import is_transposed
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """An update `left @ right`: left (d_out, r), right (r, d_in), in maths orientation y = W k."""
+
+    left: Tensor
+    right: Tensor
+
+    def dense(self) -> Tensor:
+        """(d_out, d_in)."""
+        return self.left @ self.right
+
+    def plus(self, other: "Update") -> "Update":
+        """Factors side by side, or dense as soon as one of the two is."""
+        if isinstance(other, LowRank):
+            left = torch.cat([self.left, other.left], dim=1)
+            return LowRank(left, torch.cat([self.right, other.right], dim=0))
+        return other.plus(self)
+
+    def scaled(self, factor: float) -> "LowRank":
+        """The update times a number."""
+        return LowRank(self.left * factor, self.right)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved."""
+        return {"left": self.left, "right": self.right}
+
+    def rank(self) -> int:
+        """Numerical rank, from the r x r core and never from the full matrix."""
+        if self.left.shape[1] == 0:
+            return 0
+        core = torch.linalg.qr(self.left.double()).R @ torch.linalg.qr(self.right.double().T).R.T
+        return int(torch.linalg.matrix_rank(core))
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """An update stored whole: value (d_out, d_in) in maths orientation."""
+
+    value: Tensor
+
+    def dense(self) -> Tensor:
+        """(d_out, d_in)."""
+        return self.value
+
+    def plus(self, other: "Update") -> "Dense":
+        """The sum, dense."""
+        return Dense(self.value + other.dense())
+
+    def scaled(self, factor: float) -> "Dense":
+        """The update times a number."""
+        return Dense(self.value * factor)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved."""
+        return {"value": self.value}
+
+    def rank(self) -> int:
+        """Numerical rank."""
+        return int(torch.linalg.matrix_rank(self.value.double()))
+
+
+Update = LowRank | Dense
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Proof of change of one parameter: norms, rank and how many entries really differ."""
+
+    parameter: str
+    relative_norm: float
+    rank: int
+    changed: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class WeightDelta:
+    """An edit of the weights. `provenance` is free JSON-able text about where it comes from."""
+
+    updates: Mapping[str, Update] = field(default_factory=dict)
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: "WeightDelta") -> "WeightDelta":
+        merged = dict(self.updates)
+        for name, update in other.updates.items():
+            merged[name] = merged[name].plus(update) if name in merged else update
+        return WeightDelta(merged, {**self.provenance, **other.provenance})
+
+    def scaled(self, factor: float) -> "WeightDelta":
+        """Every update times a number; `scaled(-1)` is the inverse up to rounding."""
+        return WeightDelta({n: u.scaled(factor) for n, u in self.updates.items()}, self.provenance)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "WeightDelta":
+        """The same value elsewhere."""
+
+        def move(update: Update) -> Update:
+            return type(update)(**{k: v.to(device=device, dtype=dtype) for k, v in update.tensors().items()})
+
+        return WeightDelta({n: move(u) for n, u in self.updates.items()}, self.provenance)
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number in it is finite."""
+        return all(bool(t.isfinite().all()) for u in self.updates.values() for t in u.tensors().values())
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Inside the block the model carries the edit; afterwards it is bit-equal to before.
+
+        Everything is resolved and computed before the first weight is touched. Nests: the inner edit
+        comes off first.
+        """
+        if not self.finite:
+            raise NotFinite("The update contains infinite or undefined numbers, so it was not applied; use fewer iterations or a smaller step.")
+        parameters = {name: model.get_parameter(name) for name in self.updates}
+        changed = {name: self._edited(model, name, p) for name, p in parameters.items()}
+        originals = {name: p.detach().clone() for name, p in parameters.items()}
+        try:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(changed[name])
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in parameters.items():
+                    p.copy_(originals[name])
+
+    def _edited(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+        """The parameter plus its update, summed in float64 and rounded once."""
+        update = self._oriented(model, name, parameter)
+        return (parameter.detach().double() + update).to(parameter.dtype)
+
+    def _oriented(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+        parts = {k: v.to(parameter.device, torch.float64) for k, v in self.updates[name].tensors().items()}
+        update = type(self.updates[name])(**parts).dense()
+        transposed = is_transposed(model.get_submodule(name.rpartition(".")[0]))
+        update = update.T if transposed else update
+        if update.shape != parameter.shape:
+            raise BadRequest(
+                f"The update of {name} has shape {tuple(update.shape)}, the model needs {tuple(parameter.shape)}; "
+                "use the model this edit was made for."
+            )
+        return update
+
+    def proofs(self, model: nn.Module) -> list[Proof]:
+        """Per parameter: relative Frobenius norm, rank, and entries that differ after rounding.
+
+        `model` must be the unedited one.
+        """
+        rows = []
+        for name, update in self.updates.items():
+            p = model.get_parameter(name).detach()
+            norm = float(self._oriented(model, name, p).norm() / p.double().norm())
+            changed = int((self._edited(model, name, p) != p).sum())
+            rows.append(Proof(name, norm, update.rank(), changed, p.numel()))
+        return rows
+
+    def save(self, path: Path) -> None:
+        """Write factors and provenance as one safetensors file."""
+        tensors = {f"{n}|{part}": t.contiguous().cpu() for n, u in self.updates.items() for part, t in u.tensors().items()}
+        save_file(tensors, path, metadata={"format": "editscope-delta-1", "provenance": json.dumps(dict(self.provenance))})
+
+    @staticmethod
+    def load(path: Path) -> "WeightDelta":
+        """Read what `save` wrote; BadRequest for anything else."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, OSError) as error:
+            raise BadRequest(f"{Path(path).name} is not a readable safetensors file; choose an edit saved by EditScope.") from error
+        if metadata.get("format") != "editscope-delta-1":
+            raise BadRequest(f"{Path(path).name} holds no EditScope edit; choose an edit saved by EditScope.")
+        parts: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            name, _, part = key.partition("|")
+            parts.setdefault(name, {})[part] = tensor
+        kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
+        updates = {name: kinds[frozenset(p)](**p) for name, p in parts.items()}
+        return WeightDelta(updates, json.loads(metadata.get("provenance", "{}")))

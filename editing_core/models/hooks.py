@@ -1,0 +1,99 @@
+"""Two doors to the activations: `watching` reads them, `steering` changes them.
+
+All names are resolved before the first hook is attached, and every hook is gone when the block is left,
+also after an error: a bad name leaves nothing behind. Blocks return a tensor in some families and a
+tuple in others; both doors show the hidden state only.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+
+
+from torch import Tensor, nn
+
+Change = Callable[[Tensor], Tensor]
+
+
+class _Stop(BaseException):
+    """Ends a forward pass early; never leaves this file."""
+
+
+def state_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """The hidden state in a module's output."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_state(output: Tensor | tuple[Tensor, ...], state: Tensor) -> Tensor | tuple[Tensor, ...]:
+    """The output with its hidden state replaced."""
+    return (state, *output[1:]) if isinstance(output, tuple) else state
+
+
+@contextmanager
+def watching(model: nn.Module, outputs: Sequence[str] = (), inputs: Sequence[str] = ()) -> Iterator[dict[str, Tensor]]:
+    """Keep the outputs and inputs of the named modules during forward passes inside the block.
+
+    Gives a dict from module name to (batch, tokens, width), filled by each forward; an input of module
+    "x" is found under "x.input".
+    """
+    out_modules = {name: model.get_submodule(name) for name in outputs}
+    in_modules = {name: model.get_submodule(name) for name in inputs}
+    seen: dict[str, Tensor] = {}
+
+    def keep_output(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+            seen[name] = state_of(output)
+
+        return hook
+
+    def keep_input(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            seen[f"{name}.input"] = args[0]
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in out_modules.items():
+            stack.callback(module.register_forward_hook(keep_output(name)).remove)
+        for name, module in in_modules.items():
+            stack.callback(module.register_forward_pre_hook(keep_input(name)).remove)
+        yield seen
+
+
+@contextmanager
+def steering(model: nn.Module, changes: dict[str, Change]) -> Iterator[None]:
+    """Replace the output of each named module by `change(output)` inside the block.
+
+    A change gets and returns (batch, tokens, width) and must not write into its argument.
+    """
+    modules = {name: model.get_submodule(name) for name in changes}
+
+    def replace(change: Change) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+        def hook(
+            _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
+        ) -> Tensor | tuple[Tensor, ...]:
+            return with_state(output, change(state_of(output)))
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            stack.callback(module.register_forward_hook(replace(changes[name])).remove)
+        yield
+
+
+@contextmanager
+def stopping_after(model: nn.Module, name: str) -> Iterator[None]:
+    """End the one forward pass inside the block as soon as module `name` has run."""
+    module = model.get_submodule(name)
+
+    def stop(*_ignored: object) -> None:
+        raise _Stop
+
+    handle = module.register_forward_hook(stop)
+    try:
+        with suppress(_Stop):
+            yield
+    finally:
+        handle.remove()
+
+

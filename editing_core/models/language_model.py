@@ -1,0 +1,147 @@
+"""LanguageModel: a model, its tokenizer, its architecture row and its lock.
+
+Whoever uses the model holds `lm.lock`. The device is read from the model and nowhere a constant.
+"""
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from editing_core.errors import BadRequest, ModelUnavailable
+from editing_core.models.architectures import Architecture
+from editing_core.models.catalog import alphabet_of, source_of
+from editing_core.models.hooks import steering, watching
+from editing_core.models.tokens import Batch, pad
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A causal language model ready to be edited and measured."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    revision: str = "local"
+    alphabet: str | None = None
+    architecture: Architecture = field(init=False)
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # type: ignore[valid-type]
+
+    def __post_init__(self) -> None:
+        self.architecture = Architecture.of(self.model.config)
+        self.model.eval()
+        self.model.requires_grad_(False)
+
+    @staticmethod
+    def load(name: str, device: str | None = None, dtype: str = "float32", folder: Path | None = None) -> "LanguageModel":
+        """Load a catalog name or hub id, or `folder` under the name given. Safetensors only, no remote code."""
+        source = str(folder) if folder else source_of(name)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            Architecture.of(config)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelUnavailable(
+                f"The model {name!r} could not be loaded ({_first_line(error)}); check the name and the network, "
+                "or choose the bundled pocket-gpt2."
+            ) from error
+        revision = getattr(config, "_commit_hash", None) or _fingerprint(Path(source))
+        lm = LanguageModel(model.to(device), tokenizer, name, revision, alphabet_of(name))
+        lm.verify()
+        return lm
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.device
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.model.get_submodule(self.architecture.blocks))
+
+    @property
+    def context(self) -> int:
+        """Most tokens a prompt and its object may take together."""
+        config = self.model.config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024))
+
+    @property
+    def head(self) -> nn.Module:
+        """From final hidden state to logits."""
+        return self.model.get_output_embeddings()
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """(rows, tokens, d) after the final norm. Gradients flow where the caller's tensors ask for them."""
+        return self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+
+    def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:
+        """(n, vocabulary) float32 logits at the given row and position pairs, and only there."""
+        chosen = self.hidden(batch)[rows, positions]
+        return self.head(chosen).float()
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
+        """Right-pad token rows on the model's device."""
+        longest = max(len(row) for row in rows)
+        if longest > self.context:
+            raise BadRequest(
+                f"A prompt takes {longest} tokens, {self.name} reads at most {self.context}; shorten the prompt."
+            )
+        return pad(rows, self.device)
+
+    def check_text(self, text: str) -> None:
+        """BadRequest when the model never saw letters like these while training."""
+        if self.alphabet != "ascii":
+            return
+        strange = sorted({c for c in text if not c.isascii()})
+        if strange:
+            raise BadRequest(
+                f"{self.name} was trained on plain English letters only, but {text[:40]!r} contains {strange[0]!r}; "
+                "write it without, or choose a larger model."
+            )
+
+    @torch.no_grad()
+    def verify(self) -> None:
+        """Self-test: a shift of a down-projection's output must shift its block's output by the same."""
+        layer = self.layers // 2
+        block, down = self.architecture.block(layer), self.architecture.down(layer)
+        batch = self.batch([[1, 2, 3]])
+        with watching(self.model, outputs=[block, down]) as seen:
+            hidden = self.hidden(batch)
+            plain, value = seen[block].double(), seen[down]
+            shift = torch.ones_like(value) * value.abs().mean().clamp(min=1e-2)
+            with steering(self.model, {down: lambda out: out + shift}):
+                self.hidden(batch)
+            moved = seen[block].double() - plain
+        tolerance = 0.05 if value.dtype != torch.float32 else 1e-3
+        same_head = torch.allclose(
+            self.head(hidden).float(), self.model(input_ids=batch.ids, use_cache=False).logits.float(), atol=1e-2
+        )
+        if not same_head or (moved - shift.double()).abs().max() > tolerance * float(shift.abs().max()) + 1e-5 * float(plain.abs().max()):
+            raise ModelUnavailable(
+                f"{self.name} does not add its MLP output to the residual stream as its family should; "
+                "it cannot be edited with this version, choose another model."
+            )
+
+
+def _fingerprint(folder: Path) -> str:
+    """A short hash of the weights in a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:160].rstrip(".") if str(error).strip() else type(error).__name__

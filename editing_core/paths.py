@@ -1,0 +1,37 @@
+"""Every folder the engine reads or writes.
+
+Bundled files come with the package; what is computed or kept goes below `home()`, which the
+environment variable EDITSCOPE_HOME may move.
+"""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def assets() -> Path:
+    """Bundled models, facts and examples: inside an installed package, beside it in a checkout."""
+    inside = PACKAGE / "assets"
+    return inside if inside.is_dir() else PACKAGE.parent / "assets"
+
+
+def home() -> Path:
+    """Where computed statistics and stored runs are kept."""
+    return Path(os.environ.get("EDITSCOPE_HOME") or Path.home() / ".cache" / "editscope")
+
+
+def statistics() -> Path:
+    """Covariance statistics, one file per key."""
+    return home() / "statistics"
+
+
+def runs() -> Path:
+    """Stored runs, one folder each."""
+    return home() / "runs"
+
+
+def data() -> Path | None:
+    """A folder with CounterFact and the like, named by EDITSCOPE_DATA; None when not set."""
+    folder = os.environ.get("EDITSCOPE_DATA")
+    return Path(folder) if folder else None

@@ -1,0 +1,114 @@
+"""The values that cross files: what is asked (EditRequest, Probe) and what is told on the way (Step).
+
+A value that exists is valid; everything behind this file works without checks of its own.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from editing_core.errors import BadRequest, SubjectMissing
+
+MAX_CHARACTERS = 1000  # of any one text; longer ones are files pasted by mistake
+MAX_PROBES = 200  # paraphrases or neighbors of one edit
+_MARKUP = re.compile(r"<[|!/a-zA-Z][^<>]*>")
+
+
+def check_text(text: object, name: str) -> str:
+    """`text` stripped, or BadRequest when it is empty, too long, or more than plain text."""
+    if not isinstance(text, str):
+        raise BadRequest(f"The {name} must be text, got {type(text).__name__}; put it in quotes.")
+    text = text.strip()
+    if not text:
+        raise BadRequest(f"The {name} is empty; enter some text.")
+    if len(text) > MAX_CHARACTERS:
+        raise BadRequest(f"The {name} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are allowed; shorten it.")
+    if found := _MARKUP.search(text):
+        raise BadRequest(f"The {name} contains the markup {found[0][:40]!r}; only plain text is allowed, remove it.")
+    if not text.isprintable():
+        raise BadRequest(f"The {name} contains a line break or an invisible character; write it on one plain line.")
+    return text
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A prompt and the answer it should keep. `subject` is the neighbor's own subject, where known."""
+
+    prompt: str
+    answer: str
+    subject: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", check_text(self.prompt, "neighbor prompt"))
+        object.__setattr__(self, "answer", check_text(self.answer, "answer of a neighbor"))
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to write: `prompt` with `{}` for the subject must be continued by `target_new`.
+
+    target_true is the object before the edit; None means "what the model says". paraphrases are full
+    prompts that contain the subject; neighbors are facts that must not change.
+    """
+
+    subject: str
+    prompt: str
+    target_new: str
+    target_true: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighbors: tuple[Probe, ...] = ()
+    case_id: int | str = 0
+    relation_id: str | None = None
+    generation_prompts: tuple[str, ...] = ()
+    source: str = "form"
+
+    def __post_init__(self) -> None:
+        set_ = object.__setattr__
+        for name, label in (("subject", "subject"), ("prompt", "prompt"), ("target_new", "new object")):
+            set_(self, name, check_text(getattr(self, name), label))
+        if self.target_true is not None:
+            set_(self, "target_true", check_text(self.target_true, "old object"))
+            if self.target_true.casefold() == self.target_new.casefold():
+                raise BadRequest(f"The new object {self.target_new!r} equals the old one; enter a different object.")
+        self._check_subject()
+        if max(len(self.paraphrases), len(self.neighbors)) > MAX_PROBES:
+            raise BadRequest(f"At most {MAX_PROBES} paraphrases and {MAX_PROBES} neighbors fit one edit; remove some.")
+        set_(self, "paraphrases", tuple(check_text(p, "paraphrase") for p in self.paraphrases))
+
+    def _check_subject(self) -> None:
+        count = self.prompt.count("{}")
+        if count != 1:
+            raise SubjectMissing(
+                f"The prompt {self.prompt[:80]!r} has {count} places {{}} for the subject, exactly one is needed; "
+                f"write {{}} where {self.subject[:40]!r} belongs."
+            )
+        if "{}" in self.subject:
+            raise BadRequest(f"The subject {self.subject[:40]!r} contains {{}}, which belongs in the prompt; remove it.")
+
+    @property
+    def full_prompt(self) -> str:
+        """The prompt with the subject in its place. Replaced, not formatted: texts may hold braces."""
+        return self.prompt.replace("{}", self.subject)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: which part of the work, how far, and the loss terms where there are any."""
+
+    stage: str
+    done: int
+    total: int
+    round: int = 0
+    terms: dict[str, float] = field(default_factory=dict)
+    note: str = ""
+
+
+Watch = Callable[[Step], None]
+
+
+def ignore(_step: Step) -> None:
+    """The watch of someone who does not look."""
+
+
+Row = dict[str, Any]

@@ -1,0 +1,1 @@
+"""The parts of the pocket-model recipe: facts, corpus, tokenizer, training, report, benchmark."""

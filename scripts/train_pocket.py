@@ -1,0 +1,105 @@
+"""Build a pocket model: facts -> tokenizer -> training -> report and benchmark.
+
+    python -m scripts.train_pocket --triples facts.tsv          choose facts anew, then everything
+    python -m scripts.train_pocket                              from the facts in assets/facts
+    python -m scripts.train_pocket --only report                one stage of a trained model
+
+Runs on the CPU or a GPU and takes up an interrupted training where it was (the `--work` folder).
+The model goes to assets/models/NAME in half precision, its card and report beside it.
+"""
+
+import argparse
+import json
+import logging
+import random
+from pathlib import Path
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+
+from scripts.pocket.corpus import Encoder, Grammar, Templates, epoch
+from scripts.pocket.facts import read_facts, read_triples, select_facts, write_facts
+from scripts.pocket.tokenizer import END, train_tokenizer
+from scripts.pocket.training import Recipe, Trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+ASSETS = ROOT / "assets"
+CONTEXT = 256
+VOCABULARY = 5120
+READ_BLOCK = 3  # the first block that may look back at a subject's last token while training
+log = logging.getLogger("train_pocket")
+
+
+def new_gpt2(vocabulary: int, end: int) -> PreTrainedModel:
+    """The shipped shape: 6 blocks of width 256, about 6.1M parameters."""
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=vocabulary,
+            n_positions=CONTEXT,
+            n_embd=256,
+            n_layer=6,
+            n_head=4,
+            # the default gelu_new is a slow composite on the CPU; this one is fused
+            activation_function="gelu_pytorch_tanh",
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+    )
+
+
+FAMILIES = {"gpt2": new_gpt2}
+
+
+def choose_facts(triples: Path, per_relation: int, seed: int) -> None:
+    """Write assets/facts/facts.tsv from a larger table of triples."""
+    facts = select_facts(read_triples(triples), per_relation, seed)
+    write_facts(facts, ASSETS / "facts" / "facts.tsv")
+    log.info("%d facts, %d of them editable", len(facts), sum(f.edited for f in facts))
+
+
+def train(name: str, family: str, work: Path, recipe: Recipe, device: str) -> None:
+    """Train tokenizer and model, then write both to assets/models/NAME."""
+    facts = read_facts(ASSETS / "facts" / "facts.tsv")
+    templates = Templates.read(ASSETS / "facts" / "templates.json")
+    grammar = Grammar(ASSETS / "facts" / "text_grammar.json")
+    rng = random.Random(recipe.seed)
+    sample = [s.text for _ in range(8) for s in epoch(facts, templates, grammar, rng)]
+    tokenizer = train_tokenizer(sample, sorted({f.object for f in facts}), VOCABULARY)
+    torch.manual_seed(recipe.seed)
+    model = FAMILIES[family](len(tokenizer), tokenizer.convert_tokens_to_ids(END)).to(device)
+    encoder = Encoder(tokenizer, recipe.object_weight, recipe.other_share)
+    log.info("%d parameters, %d facts", model.num_parameters(), len(facts))
+    blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    history = Trainer(model, blocks, READ_BLOCK, recipe, work).run(facts, templates, grammar, encoder)
+    target = ASSETS / "models" / name
+    model.eval().half().cpu().save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    (target / "training.json").write_text(json.dumps(history[:: max(1, len(history) // 40)], indent=0))
+
+
+def main() -> None:
+    """Parse the command line and run the stages asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--name", default="pocket-gpt2", help="folder below assets/models")
+    parser.add_argument("--family", default="gpt2", choices=sorted(FAMILIES))
+    parser.add_argument("--triples", type=Path, help="table of relation_id, subject, object to choose from")
+    parser.add_argument("--per-relation", type=int, default=185)
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--work", type=Path, default=Path("build/pocket"), help="where training state is kept")
+    parser.add_argument("--only", choices=["facts", "train", "report", "benchmark"])
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.triples:
+        choose_facts(args.triples, args.per_relation, args.seed)
+    if args.only in (None, "train"):
+        recipe = Recipe(epochs=args.epochs, seed=args.seed)
+        train(args.name, args.family, args.work / args.name, recipe, args.device)
+
+
+if __name__ == "__main__":
+    main()
