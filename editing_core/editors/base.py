@@ -1,0 +1,67 @@
+"""What an editor is: requests in, an EditOutcome out, the model bit-equal to before.
+
+Callers never ask which editor they hold. `Editor.edit` is called with the model's lock held.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from editing_core.editors.steps.contexts import Contexts
+from editing_core.models.delta import WeightDelta
+from editing_core.models.language_model import LanguageModel
+from editing_core.types import EditRequest, Watch, ignore
+
+
+@dataclass(frozen=True, eq=False)
+class TargetLog:
+    """How the target optimisation of each record went; every tensor is (n_records,) on the CPU.
+
+    log_p_initial and log_p_final are log-perplexities of the new object (mean token NLL over all
+    rewriting prompts) before the first and after the last step, without any factor.
+    """
+
+    log_p_initial: Tensor
+    log_p_final: Tensor
+    steps: Tensor
+    norm: Tensor
+    clamped: Tensor
+    finite: Tensor
+    history: tuple[dict[str, float], ...] = ()
+
+    @staticmethod
+    def join(logs: Sequence["TargetLog"]) -> "TargetLog":
+        """Records one after the other; the history is averaged step by step over logs that have the step."""
+        names = ("log_p_initial", "log_p_final", "steps", "norm", "clamped", "finite")
+        joined = {name: torch.cat([getattr(log, name) for log in logs]) for name in names}
+        longest = max((len(log.history) for log in logs), default=0)
+        history = []
+        for i in range(longest):
+            rows = [log.history[min(i, len(log.history) - 1)] for log in logs if log.history]
+            history.append({key: sum(r[key] for r in rows) / len(rows) for key in rows[0]})
+        return TargetLog(**joined, history=tuple(history))
+
+
+@dataclass(frozen=True, eq=False)
+class EditOutcome:
+    """What one pass of an editor gives: the edit, its log, and remarks for the reader."""
+
+    delta: WeightDelta
+    targets: TargetLog
+    notes: tuple[str, ...] = ()
+
+
+class Editor(Protocol):
+    """One way to write facts into a model. `contexts` are the prefixes it optimises with."""
+
+    @property
+    def contexts(self) -> Contexts:
+        """Prefixes drawn once from the unedited model; also those of the edit-target perplexity."""
+        ...
+
+    def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
+        """Compute the edit that writes all requests together."""
+        ...

@@ -1,0 +1,92 @@
+"""ROME: one fact, one layer, one rank-one update; several facts one after the other.
+
+    W' = W + r u^T,   u = C^-1 k,   r = (target - value) / (k . u)
+
+The published code builds u from the template-averaged key but divides by the bare prompt's; now and then
+that explodes. The default here uses one key throughout, as R-ROME does (Gupta et al. 2024,
+https://arxiv.org/abs/2403.07175). Source of ROME: Meng et al. 2022, https://arxiv.org/abs/2202.05262.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editing_core.editors.base import EditOutcome, TargetLog
+from editing_core.editors.settings import TargetSettings, setting
+from editing_core.editors.steps.contexts import Contexts
+from editing_core.editors.steps.covariance import Covariance
+from editing_core.editors.steps.keys import SubjectRows, average, states_at_subject
+from editing_core.editors.steps.targets import optimise_targets
+from editing_core.models.delta import LowRank, WeightDelta
+from editing_core.models.language_model import LanguageModel
+from editing_core.types import EditRequest, Step, Watch, ignore
+
+LEAST_COSINE = 1e-3  # below it the update would explode
+
+
+@dataclass(frozen=True)
+class RomeSettings(TargetSettings):
+    """Settings of ROME. Targets are optimised at the MLP output of `layer`."""
+
+    layer: int = setting(5, "The one MLP layer that is changed [layers]", 0, 1000)
+    clamp: float = setting(4.0, "Largest |delta| as a multiple of |MLP output| [clamp_norm_factor]", 0.01, 20.0)
+    covariance: bool = setting(True, "Protect known keys by C^-1; off: u is the key itself [mom2_adjustment]")
+    key: str = setting(
+        "averaged",
+        "Which key is used: averaged and bare consistently, or mixed as in the published code",
+        choices=("averaged", "bare", "mixed"),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Rome:
+    """The editor, with its statistics and contexts at hand."""
+
+    settings: RomeSettings
+    covariance: Covariance | None
+    contexts: Contexts
+
+    def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
+        """Write the requests in order; each sees the updates of those before it."""
+        total, logs, notes = WeightDelta(), [], []
+        with ExitStack() as stack:
+            for number, request in enumerate(requests):
+                at = f"fact {number + 1} of {len(requests)}"
+
+                def told(step: Step, at: str = at) -> None:
+                    watch(Step(step.stage, step.done, step.total, terms=step.terms, note=at))
+
+                piece, log, cosine = self._write(lm, request, told)
+                logs.append(log)
+                if abs(cosine) < LEAST_COSINE:
+                    notes.append(f"{request.subject}: left out, its key is almost orthogonal to the update direction.")
+                    continue
+                stack.enter_context(piece.applied(lm.model))
+                total += piece
+        return EditOutcome(total, TargetLog.join(logs), tuple(notes))
+
+    def _write(self, lm: LanguageModel, request: EditRequest, watch: Watch) -> tuple[WeightDelta, TargetLog, float]:
+        site = lm.architecture.down(self.settings.layer)
+        rows = SubjectRows.of(lm, [request], self.contexts)
+        keys = states_at_subject(lm, rows, site, inputs=True)  # (1, templates, d_in)
+        values = states_at_subject(lm, rows, site)
+        averaged = average(keys, self.contexts)[0]
+        direction_key = keys[0, 0] if self.settings.key == "bare" else averaged
+        key = averaged if self.settings.key == "averaged" else keys[0, 0]
+        present = average(values, self.contexts)[0] if self.settings.key == "averaged" else values[0, 0]
+        targets = optimise_targets(lm, [request], self.contexts, [site], self.settings, watch)
+        direction = self._direction(direction_key)
+        scale = key @ direction
+        residual = (targets.values[site][0].double() - present) / scale
+        update = LowRank(residual[:, None], direction[None, :])
+        cosine = float(scale / (key.norm() * direction.norm()))
+        return WeightDelta({f"{site}.weight": update}), targets.log, cosine
+
+    def _direction(self, key: Tensor) -> Tensor:
+        """(d_in,) unit vector along C^-1 k, or along k without covariance."""
+        if self.covariance is not None:
+            key = torch.cholesky_solve(key[:, None], self.covariance.cholesky.to(key.device))[:, 0]
+        return key / key.norm()

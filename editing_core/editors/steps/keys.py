@@ -1,0 +1,67 @@
+"""Keys and values at the subject's last token.
+
+A key is the input of an MLP down-projection there, averaged over the context templates; a value is the
+output of some module there on the bare prompt. Prompts are cut behind the subject: by causality nothing
+to its right matters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editing_core.editors.steps.contexts import Contexts
+from editing_core.models.hooks import stopping_after, watching
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.tokens import subject_last
+from editing_core.types import EditRequest
+
+
+@dataclass(frozen=True, eq=False)
+class SubjectRows:
+    """Token rows that end with the subject's last token, records slowest: (n_records * n_templates)."""
+
+    ids: tuple[tuple[int, ...], ...]
+    templates: int
+
+    @staticmethod
+    def of(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Contexts) -> "SubjectRows":
+        """One row per request and context template."""
+        rows = []
+        for request in requests:
+            for number in range(len(contexts)):
+                template = contexts.prefix(number) + request.prompt
+                last = subject_last(lm.tokenizer, template, request.subject)
+                ids = lm.tokenizer(template.replace("{}", request.subject))["input_ids"]
+                rows.append(tuple(ids[: last + 1]))
+        return SubjectRows(tuple(rows), len(contexts))
+
+
+@torch.no_grad()
+def states_at_subject(
+    lm: LanguageModel, rows: SubjectRows, site: str, inputs: bool = False, rows_per_forward: int = 512
+) -> Tensor:
+    """(n_records, n_templates, width) float64: output (or input) of module `site` at the subject's end."""
+    parts = []
+    name = f"{site}.input" if inputs else site
+    for start in range(0, len(rows.ids), rows_per_forward):
+        batch = lm.batch(rows.ids[start : start + rows_per_forward])
+        kept = {"inputs": [site]} if inputs else {"outputs": [site]}
+        with watching(lm.model, **kept) as seen, stopping_after(lm.model, site):
+            lm.hidden(batch)
+        index = torch.arange(len(batch.ids), device=lm.device)
+        parts.append(seen[name][index, batch.lengths - 1].double())
+    states = torch.cat(parts)
+    return states.reshape(-1, rows.templates, states.shape[-1])
+
+
+def average(states: Tensor, contexts: Contexts) -> Tensor:
+    """(n_records, width): the templates' weighted mean."""
+    weights = torch.tensor(contexts.weights, dtype=states.dtype, device=states.device)
+    return torch.einsum("etd,t->ed", states, weights)
+
+
+def keys_of(lm: LanguageModel, rows: SubjectRows, contexts: Contexts, layer: int) -> Tensor:
+    """(d_in, n_records) float64: averaged keys of a layer under the current weights."""
+    return average(states_at_subject(lm, rows, lm.architecture.down(layer), inputs=True), contexts).T
