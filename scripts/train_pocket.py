@@ -15,10 +15,19 @@ import random
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
+from scripts.pocket.benchmark import Builder, heldout_texts, statistics_corpus, write_json
 from scripts.pocket.corpus import Encoder, Grammar, Templates, epoch
-from scripts.pocket.facts import read_facts, read_triples, select_facts, write_facts
+from scripts.pocket.facts import Fact, read_facts, read_triples, select_facts, write_facts
+from scripts.pocket.report import Examiner, patching_table, recall_table
 from scripts.pocket.tokenizer import END, train_tokenizer
 from scripts.pocket.training import Recipe, Trainer
 
@@ -80,6 +89,42 @@ def train(name: str, family: str, work: Path, recipe: Recipe, device: str) -> No
     (target / "training.json").write_text(json.dumps(history[:: max(1, len(history) // 40)], indent=0))
 
 
+def _trained(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerFast, list[Fact], Templates, Grammar]:
+    folder = ASSETS / "models" / name
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    facts = read_facts(ASSETS / "facts" / "facts.tsv")
+    templates = Templates.read(ASSETS / "facts" / "templates.json")
+    return model, tokenizer, facts, templates, Grammar(ASSETS / "facts" / "text_grammar.json")
+
+
+def report(name: str, seed: int) -> None:
+    """Measure recall and patching; write report.json beside the model."""
+    model, tokenizer, facts, templates, grammar = _trained(name)
+    examiner = Examiner(model, tokenizer)
+    blocks = max((m for m in model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+    result = {
+        "facts": len(facts),
+        "parameters": model.num_parameters(),
+        "recall": recall_table(examiner, facts, templates, grammar, seed),
+        "patching": patching_table(examiner, blocks, facts, templates, 200, seed),
+    }
+    write_json(result, ASSETS / "models" / name / "report.json")
+    log.info("%s", json.dumps(result, indent=1))
+
+
+def benchmark(name: str, seed: int) -> None:
+    """Write pocket-facts, the held-out texts and the statistics text."""
+    model, tokenizer, facts, templates, grammar = _trained(name)
+    builder = Builder(Examiner(model, tokenizer), facts, templates, grammar, seed)
+    records = builder.records()
+    write_json(records, ASSETS / "benchmark" / "pocket-facts.json")
+    write_json(heldout_texts(facts, templates, grammar, seed), ASSETS / "benchmark" / "heldout.json")
+    corpus = statistics_corpus(facts, templates, grammar, seed)
+    (ASSETS / "models" / name / "corpus.txt").write_text("\n".join(corpus) + "\n", encoding="utf-8")
+    log.info("%d records, %d documents for statistics", len(records), len(corpus))
+
+
 def main() -> None:
     """Parse the command line and run the stages asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -99,6 +144,10 @@ def main() -> None:
     if args.only in (None, "train"):
         recipe = Recipe(epochs=args.epochs, seed=args.seed)
         train(args.name, args.family, args.work / args.name, recipe, args.device)
+    if args.only in (None, "report"):
+        report(args.name, args.seed)
+    if args.only in (None, "benchmark"):
+        benchmark(args.name, args.seed)
 
 
 if __name__ == "__main__":
