@@ -1,0 +1,116 @@
+"""Prompts in, numbers out: log-probabilities, ranks and first choices of objects after prompts.
+
+Prompts are scored in right-padded batches, with logits only where an object stands. Log-probabilities are
+means over the object's tokens (algorithm: ROME, arXiv:2202.05262, and its successors).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.tokens import Continuation, continuation, encode
+
+ROWS_PER_FORWARD = 256
+
+
+@dataclass(frozen=True)
+class ObjectScore:
+    """How one object fares after one prompt.
+
+    logp: mean log-probability of its tokens, teacher-forced. rank: of its first token, 1 is best.
+    choices: the model's first choice at each of the object's positions. hit: share of them that are right.
+    """
+
+    logp: float
+    rank: int
+    choices: tuple[int, ...]
+    hit: float
+
+
+@torch.no_grad()
+def score_objects(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[ObjectScore]:
+    """Score each (prompt, object); equal token rows (objects of one token after one prompt) run once."""
+    texts = [continuation(lm.tokenizer, prompt, answer) for prompt, answer in pairs]
+    unique = sorted({text.inputs for text in texts}, key=len)
+    place = {ids: i for i, ids in enumerate(unique)}
+    wanted: list[list[tuple[int, Continuation]]] = [[] for _ in unique]
+    for number, text in enumerate(texts):
+        wanted[place[text.inputs]].append((number, text))
+    scores: list[ObjectScore | None] = [None] * len(texts)
+    for start in range(0, len(unique), ROWS_PER_FORWARD):
+        batch = lm.batch(unique[start : start + ROWS_PER_FORWARD])
+        asked = [
+            (row, number, text)
+            for row, group in enumerate(wanted[start : start + ROWS_PER_FORWARD])
+            for number, text in group
+        ]
+        flat = [(row, at) for row, _, text in asked for at in text.positions]
+        rows, positions = (torch.tensor(column, device=lm.device) for column in zip(*flat, strict=True))
+        logits = lm.logits_at(batch, rows, positions)
+        at = 0
+        for _, number, text in asked:
+            length = len(text.object_ids)
+            scores[number] = _score(logits[at : at + length], text.object_ids)
+            at += length
+    return [score for score in scores if score is not None]
+
+
+def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
+    labels = torch.tensor(ids, device=logits.device)
+    own = logits.gather(1, labels[:, None])[:, 0]
+    logp = float((own - logits.logsumexp(-1)).double().mean())
+    rank = int((logits[0] > own[0]).sum()) + 1
+    choices = logits.argmax(-1)
+    return ObjectScore(logp, rank, tuple(choices.tolist()), float((choices == labels).float().mean()))
+
+
+@dataclass(frozen=True)
+class TokenChance:
+    """One candidate for the next token."""
+
+    token: str
+    probability: float
+
+
+@torch.no_grad()
+def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenChance, ...]:
+    """The most likely next tokens after a prompt."""
+    batch = lm.batch([encode(lm.tokenizer, prompt)])
+    best = lm.logits_at(batch, torch.tensor([0]), batch.lengths.cpu() - 1)[0].softmax(-1).topk(count)
+    pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return tuple(TokenChance(lm.tokenizer.decode([token]), chance) for token, chance in pairs)
+
+
+@torch.no_grad()
+def text_perplexities(lm: LanguageModel, texts: Sequence[str], texts_per_forward: int = 32) -> list[float]:
+    """exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1)."""
+    rows = [lm.tokenizer(text)["input_ids"][: lm.context] for text in texts]
+    out: list[float] = []
+    for start in range(0, len(rows), texts_per_forward):
+        batch = lm.batch(rows[start : start + texts_per_forward])
+        index, at = torch.nonzero(batch.mask[:, 1:], as_tuple=True)
+        losses = torch.nn.functional.cross_entropy(
+            lm.logits_at(batch, index, at), batch.ids[index, at + 1], reduction="none"
+        ).double()
+        total = torch.zeros(len(batch.ids), dtype=torch.float64, device=lm.device).index_add(0, index, losses)
+        out += (total / (batch.lengths - 1)).exp().tolist()
+    return out
+
+
+@torch.no_grad()
+def generate(lm: LanguageModel, prompt: str, tokens: int = 30) -> str:
+    """Greedy continuation of a prompt (the most likely token each time), prompt excluded."""
+    ids = torch.tensor([encode(lm.tokenizer, prompt)], device=lm.device)
+    room = max(0, min(tokens, lm.context - ids.shape[1]))
+    if room == 0:
+        return ""
+    out = lm.model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=room,
+        do_sample=False,
+        pad_token_id=lm.tokenizer.eos_token_id,
+    )
+    return str(lm.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
