@@ -129,6 +129,17 @@ class CovarianceStore:
             )
         return found
 
+    def corpus_of(self, lm: LanguageModel) -> Corpus | None:
+        """The corpus this model's statistics were last collected from by hand, or None."""
+        path = self.root / f"corpus-{hashlib.sha256(f'{lm.name}|{lm.revision}'.encode()).hexdigest()[:16]}.txt"
+        return Corpus.of_file(path) if path.is_file() else None
+
+    def remember(self, lm: LanguageModel, corpus: Corpus) -> None:
+        """Make `corpus` the one `corpus_of` gives for this model."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        path = self.root / f"corpus-{hashlib.sha256(f'{lm.name}|{lm.revision}'.encode()).hexdigest()[:16]}.txt"
+        path.write_text("\n".join(corpus.documents) + "\n", encoding="utf-8")
+
     def estimate(self, lm: LanguageModel, layers: Sequence[int], corpus: Corpus) -> tuple[float, int]:
         """Rough (seconds, bytes) a collection would take, from one small timed batch."""
         sample = Corpus(corpus.name, corpus.documents[:8])

@@ -1,0 +1,150 @@
+"""RunResult: one edit of one or several facts, with all that is needed to read, draw and repeat it."""
+
+import platform
+import secrets
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+import pandas as pd
+
+from editing_core.editors.iterative import StopSettings
+from editing_core.editors.settings import Settings
+from editing_core.errors import BadRequest
+from editing_core.evaluation.verdict import Verdict, judge
+from editing_core.models.delta import Proof, WeightDelta
+from editing_core.types import EditRequest
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What is done to the requests: editor, its settings, when to stop, the seed of all randomness."""
+
+    editor: str
+    settings: Settings
+    stop: StopSettings = field(default_factory=StopSettings)
+    seed: int = 0
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide the numbers."""
+    names = ("torch", "transformers", "numpy", "tokenizers")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def new_id() -> str:
+    """An unguessable run id: whoever holds it may see the run."""
+    return secrets.token_urlsafe(12)
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """Everything one run found.
+
+    iterations: one row per k from 0 (unedited), metric columns as in `evaluation.metrics.CARDS`.
+    probes: one row per k and probe. cases: one row per k >= 1 and record (p_optimised, p_spread, steps,
+    norm, clamped). deltas, proofs, histories: one entry per k >= 1; a delta is the whole edit up to k.
+    """
+
+    plan: EditPlan
+    requests: tuple[EditRequest, ...]
+    model: str
+    revision: str
+    contexts: tuple[str, ...]
+    iterations: pd.DataFrame
+    probes: pd.DataFrame
+    cases: pd.DataFrame
+    deltas: tuple[WeightDelta, ...]
+    proofs: tuple[tuple[Proof, ...], ...]
+    histories: tuple[tuple[dict[str, float], ...], ...]
+    stopped: str
+    converged: bool
+    seconds: float
+    edit_seconds: float
+    notes: tuple[str, ...] = ()
+    id: str = field(default_factory=new_id)
+    created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def last(self) -> int:
+        """The last finished iteration; 0 when none finished."""
+        return len(self.deltas)
+
+    def delta_at(self, k: int) -> WeightDelta:
+        """The whole edit after iteration k; empty for k = 0."""
+        return self.deltas[k - 1] if k else WeightDelta()
+
+    def request(self, case_id: int | str) -> EditRequest:
+        """The request of a case."""
+        for request in self.requests:
+            if request.case_id == case_id:
+                return request
+        raise BadRequest(f"This run has no case {case_id!r}; choose one of its own.")
+
+    def probes_at(self, k: int, case_id: int | str | None = None) -> pd.DataFrame:
+        """Probe rows of one iteration, of one case or all."""
+        here = self.probes[self.probes["k"] == k]
+        if case_id is not None:
+            here = here[here["case_id"] == case_id]
+        return here.reset_index(drop=True)
+
+    def verdict(self, case_id: int | str | None = None, k: int | None = None) -> Verdict:
+        """The verdict on one case (the first one) after iteration k (the last one)."""
+        case_id = self.requests[0].case_id if case_id is None else case_id
+        k = self.last if k is None else k
+        collapse = self.iterations["collapse_ppl"]
+        return judge(
+            self.probes_at(k, case_id), self.probes_at(0, case_id), float(collapse.iloc[k]), float(collapse.iloc[0])
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON-able object with everything but the weights."""
+        verdict = self.verdict()
+        return {
+            "schema": SCHEMA,
+            "id": self.id,
+            "created": self.created,
+            "verdict": verdict.label,
+            "reason": verdict.reason,
+            "model": self.model,
+            "revision": self.revision,
+            "editor": self.plan.editor,
+            "settings": asdict(self.plan.settings),
+            "stop": asdict(self.plan.stop),
+            "seed": self.plan.seed,
+            "stopped": self.stopped,
+            "converged": self.converged,
+            "requests": [asdict(request) for request in self.requests],
+            "contexts": list(self.contexts),
+            "iterations": _rows(self.iterations),
+            "probes": _rows(self.probes),
+            "cases": _rows(self.cases),
+            "delta": [asdict(proof) for proof in (self.proofs[-1] if self.proofs else ())],
+            "histories": [list(history) for history in self.histories],
+            "notes": list(self.notes),
+            "seconds": self.seconds,
+            "edit_seconds": self.edit_seconds,
+            "versions": self.versions,
+        }
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows with plain Python values and None for missing ones (JSON knows no NaN)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, list):
+            return value
+        value = value.item() if hasattr(value, "item") else value
+        missing = value is None or value != value or value in (float("inf"), float("-inf"))
+        return None if missing else value
+
+    return [{key: plain(value) for key, value in row.items()} for row in table.to_dict("records")]
+
+
+def with_targets(requests: tuple[EditRequest, ...], answers: dict[int | str, str]) -> tuple[EditRequest, ...]:
+    """Requests whose missing old object is filled in from `answers` by case."""
+    return tuple(r if r.target_true else replace(r, target_true=answers[r.case_id]) for r in requests)
