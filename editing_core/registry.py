@@ -13,7 +13,7 @@ from editing_core.editors.pmet import Pmet, PmetSettings
 from editing_core.editors.rome import Rome, RomeSettings
 from editing_core.editors.settings import Settings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.editors.steps.covariance import Corpus, Covariance, CovarianceStore
 from editing_core.errors import BadSetting, StatisticsMissing
 from editing_core.models.catalog import unknown
 from editing_core.models.language_model import LanguageModel
@@ -49,7 +49,9 @@ class EditorRow:
         return self.presets.get(model) or Preset(self.settings_class(), "defaults, not tuned for this model", True)
 
 
-def _covariances(lm: LanguageModel, layers: Sequence[int], store: CovarianceStore, corpus: Corpus | None) -> dict:
+def _covariances(
+    lm: LanguageModel, layers: Sequence[int], store: CovarianceStore, corpus: Corpus | None, floor: float
+) -> dict[int, Covariance]:
     if max(layers) >= lm.layers:
         raise BadSetting(f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them.")
     if corpus is None:
@@ -57,7 +59,7 @@ def _covariances(lm: LanguageModel, layers: Sequence[int], store: CovarianceStor
             f"No covariance statistics are bundled for {lm.name}; collect them with "
             f"'editscope stats --model {lm.name} --collect TEXTFILE', one document per line."
         )
-    return {layer: store.get(lm, layer, corpus) for layer in layers}
+    return {layer: store.get(lm, layer, corpus, floor) for layer in layers}
 
 
 def _build_spreading(kind: type[Memit] | type[Pmet]) -> Build:
@@ -65,7 +67,7 @@ def _build_spreading(kind: type[Memit] | type[Pmet]) -> Build:
         lm: LanguageModel, settings: Settings, store: CovarianceStore, corpus: Corpus | None, seed: int
     ) -> Editor:
         assert isinstance(settings, MemitSettings)
-        covariances = _covariances(lm, settings.layers, store, corpus)
+        covariances = _covariances(lm, settings.layers, store, corpus, settings.covariance_floor)
         contexts = Contexts.grouped(draw_prefixed(lm, ((10, 5),), seed))
         return kind(settings, covariances, contexts)  # type: ignore[arg-type]
 
@@ -78,7 +80,7 @@ def _build_rome(
     assert isinstance(settings, RomeSettings)
     covariance = None
     if settings.covariance:
-        covariance = _covariances(lm, [settings.layer], store, corpus)[settings.layer]
+        covariance = _covariances(lm, [settings.layer], store, corpus, settings.covariance_floor)[settings.layer]
     return Rome(settings, covariance, Contexts.flat(draw_prefixed(lm, ((5, 10), (10, 10)), seed)))
 
 

@@ -25,6 +25,9 @@ class MemitSettings(TargetSettings):
     covariance_weight: float = setting(
         15000.0, "lambda: how strongly known keys are protected; larger edits less [mom2_update_weight]", 1e-3, 1e9
     )
+    covariance_floor: float = setting(
+        0.0, "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons", 0.0, 1.0
+    )
 
 
 @dataclass(frozen=True, eq=False)

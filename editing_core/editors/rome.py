@@ -34,6 +34,9 @@ class RomeSettings(TargetSettings):
     layer: int = setting(5, "The one MLP layer that is changed [layers]", 0, 1000)
     clamp: float = setting(4.0, "Largest |delta| as a multiple of |MLP output| [clamp_norm_factor]", 0.01, 20.0)
     covariance: bool = setting(True, "Protect known keys by C^-1; off: u is the key itself [mom2_adjustment]")
+    covariance_floor: float = setting(
+        0.0, "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons", 0.0, 1.0
+    )
     key: str = setting(
         "averaged",
         "Which key is used: averaged and bare consistently, or mixed as in the published code",

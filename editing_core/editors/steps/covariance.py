@@ -87,13 +87,24 @@ class Covariance:
     matrix: Tensor
     tokens: int
 
+    def floored(self, floor: float) -> "Covariance":
+        """C + floor * mean(diag C) * I.
+
+        Neurons that (almost) never fired in the corpus have a second moment near zero; without a floor a
+        key that touches one gets an enormous weight there, at no cost to the objective.
+        """
+        if floor == 0.0:
+            return self
+        eye = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
+        return Covariance(self.matrix + floor * self.matrix.diagonal().mean() * eye, self.tokens)
+
     @cached_property
     def cholesky(self) -> Tensor:
         """Lower factor L with L L^T = C, plus the least jitter that makes C positive definite."""
         symmetric = (self.matrix + self.matrix.T) / 2
         mean = float(symmetric.diagonal().mean())
         eye = torch.eye(len(symmetric), dtype=symmetric.dtype, device=symmetric.device)
-        # Fewer tokens than dimensions, or dead neurons, leave C singular: the same remedy for both.
+        # Fewer tokens than dimensions leave C singular.
         for jitter in (0.0 if self.tokens > len(symmetric) else 1e-4, 1e-8, 1e-6, 1e-4, 1e-2):
             factor, info = torch.linalg.cholesky_ex(symmetric + jitter * mean * eye)
             if not int(info):
@@ -108,6 +119,7 @@ class CovarianceStore:
 
     root: Path = field(default_factory=paths.statistics)
     _memory: dict[CovarianceKey, Covariance] = field(default_factory=dict, repr=False)
+    _floored: dict[tuple[CovarianceKey, float], Covariance] = field(default_factory=dict, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def key(self, lm: LanguageModel, layer: int, corpus: Corpus) -> CovarianceKey:
@@ -119,15 +131,17 @@ class CovarianceStore:
         """Whether all layers are there."""
         return all(self._find(self.key(lm, layer, corpus)) is not None for layer in layers)
 
-    def get(self, lm: LanguageModel, layer: int, corpus: Corpus) -> Covariance:
-        """One statistic; StatisticsMissing when it was never collected."""
-        found = self._find(self.key(lm, layer, corpus))
+    def get(self, lm: LanguageModel, layer: int, corpus: Corpus, floor: float = 0.0) -> Covariance:
+        """One statistic, floored; StatisticsMissing when it was never collected."""
+        key = self.key(lm, layer, corpus)
+        found = self._find(key)
         if found is None:
             raise StatisticsMissing(
                 f"No covariance statistics of {lm.name}, layer {layer}, from {corpus.name!r}; collect them with "
                 f"'editscope stats --model {lm.name} --collect' or the button beside the editor."
             )
-        return found
+        with self._lock:
+            return self._floored.setdefault((key, floor), found.floored(floor))
 
     def corpus_of(self, lm: LanguageModel) -> Corpus | None:
         """The corpus this model's statistics were last collected from by hand, or None."""
