@@ -84,7 +84,7 @@ def _build_rome(
     return Rome(settings, covariance, Contexts.flat(draw_prefixed(lm, ((5, 10), (10, 10)), seed)))
 
 
-_POCKET = {"steps": 30, "rate": 0.06, "relative_rate": True, "decay": 3.0, "kl_factor": 0.0625}
+_POCKET = {"steps": 30, "rate": 0.06, "relative_rate": True, "decay": 3.0, "kl_factor": 0.0625, "covariance_floor": 1e-3}
 _OWN = "chosen on the tune part of pocket-facts"
 
 EDITORS = {

@@ -1,0 +1,172 @@
+"""The fact form: example chips, the fact, its companions, paraphrases and neighbors -> EditRequests."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import gradio as gr
+import pandas as pd
+
+from components.token_strip import answers_html, hint_html, strip_html, tokens_of
+from editing_core.data.examples import Example, load_examples
+from editing_core.errors import BadRequest, EditingError
+from editing_core.evaluation.scoring import next_tokens, score_objects
+from editing_core.models.language_model import LanguageModel
+from editing_core.session import present_answer
+from editing_core.types import EditRequest, Probe
+
+NEIGHBOR_COLUMNS = ["prompt", "answer", "known?"]
+PLACEHOLDER = "new object"  # stands in where only subject and prompt matter
+
+
+@dataclass(frozen=True)
+class EditForm:
+    """Widgets of the fact form. `example` names the loaded example, `filled` the old object we filled in."""
+
+    chips: dict[str, gr.Button]
+    story: gr.HTML
+    subject: gr.Textbox
+    prompt: gr.Textbox
+    old: gr.Textbox
+    new: gr.Textbox
+    strip: gr.HTML
+    answers: gr.HTML
+    companions: gr.HTML
+    together: gr.Checkbox
+    paraphrases: gr.Dataframe
+    neighbors: gr.Dataframe
+    suggest: gr.Button
+    example: gr.State
+    filled: gr.State
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What a request is read from."""
+        return [self.subject, self.prompt, self.old, self.new, self.together, self.paraphrases, self.neighbors, self.example]
+
+    @property
+    def texts(self) -> list[gr.Textbox]:
+        """The single-line fields, in which Enter runs."""
+        return [self.subject, self.prompt, self.old, self.new]
+
+
+def build() -> EditForm:
+    """Place the form's widgets."""
+    with gr.Row(elem_classes="es-chips"):
+        chips = {e.name: gr.Button(e.title, size="sm", min_width=80, elem_id=f"example-{i}") for i, e in enumerate(load_examples())}
+    story = gr.HTML(hint_html("Choose an example above or write your own fact."), elem_id="story")
+    with gr.Row(elem_classes="es-fields"):
+        subject = gr.Textbox(label="Subject", placeholder="Eiffel Tower", max_lines=1, min_width=120, elem_id="subject")
+        prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, min_width=120, elem_id="prompt")
+    with gr.Row(elem_classes="es-fields"):
+        old = gr.Textbox(label="Old object", placeholder="what the model says", max_lines=1, min_width=120, elem_id="old")
+        new = gr.Textbox(label="New object", placeholder="Rome", max_lines=1, min_width=120, elem_id="new")
+    strip = gr.HTML(elem_id="strip")
+    answers = gr.HTML(elem_id="answers")
+    companions = gr.HTML(elem_id="companions")
+    together = gr.Checkbox(True, label="Edit these facts together with it", visible=False, elem_id="together", container=False)
+    with gr.Accordion("Paraphrases and neighbors", open=False, elem_id="probes"):
+        paraphrases = gr.Dataframe(headers=["paraphrase"], type="array", row_count=1, column_limits=(1, 1), interactive=True, wrap=True, max_height=160, label="Paraphrases (whole prompts)", elem_id="paraphrases")
+        neighbors = gr.Dataframe(headers=NEIGHBOR_COLUMNS, type="array", row_count=1, column_limits=(3, 3), static_columns=[2], interactive=True, wrap=True, max_height=200, column_widths=["60%", "24%", "16%"], label="Neighbors that must not change", elem_id="neighbors")
+        suggest = gr.Button("Suggest", size="sm", elem_id="suggest")
+    return EditForm(chips, story, subject, prompt, old, new, strip, answers, companions, together, paraphrases, neighbors, suggest, gr.State(""), gr.State(""))
+
+
+def find_example(name: str) -> Example:
+    """The example of that name; BadRequest when there is none."""
+    for example in load_examples():
+        if example.name == name:
+            return example
+    raise BadRequest(f"There is no example {name[:40]!r}; press one of the buttons.")
+
+
+def show_example(form: EditForm, example: Example) -> dict[Any, Any]:
+    """The form filled with an example's first fact; the others become its companions."""
+    first, rest = example.requests[0], example.requests[1:]
+    listed = "".join(f"<li>{escape(r.full_prompt)} → <b>{escape(r.target_new)}</b></li>" for r in rest[:50])
+    return {
+        form.story: hint_html(example.story),
+        form.subject: first.subject,
+        form.prompt: first.prompt,
+        form.old: first.target_true or "",
+        form.new: first.target_new,
+        form.companions: f"<ul class='es-companions'>{listed}</ul>" if rest else "",
+        form.together: gr.Checkbox(value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"),
+        form.paraphrases: [[p] for p in first.paraphrases] or [[""]],
+        form.neighbors: neighbor_rows(first.neighbors),
+        form.example: example.name,
+        form.filled: "",
+    }
+
+
+def neighbor_rows(probes: Sequence[Probe], known: Sequence[bool | None] = ()) -> list[list[str]]:
+    """Table rows of neighbors; known: whether the model answers each rightly now, where measured."""
+    words = {True: "yes", False: "no", None: ""}
+    marks = list(known) or [None] * len(probes)
+    return [[p.prompt, p.answer, words[mark]] for p, mark in zip(probes, marks, strict=True)] or [["", "", ""]]
+
+
+def read_requests(values: Mapping[Any, Any], form: EditForm) -> list[EditRequest]:
+    """The requests the form asks for, the one in the fields first."""
+    request = EditRequest(
+        subject=_text(values[form.subject]),
+        prompt=_text(values[form.prompt]),
+        target_new=_text(values[form.new]),
+        target_true=_text(values[form.old]) or None,
+        paraphrases=read_paraphrases(values[form.paraphrases]),
+        neighbors=read_neighbors(values[form.neighbors]),
+    )
+    name = values[form.example]
+    if not (name and values[form.together]):
+        return [request]
+    first, *rest = find_example(name).requests
+    return [replace(request, case_id=first.case_id), *rest]
+
+
+def read_paraphrases(rows: object) -> tuple[str, ...]:
+    """Non-empty cells of the paraphrase table."""
+    return tuple(text for (text, *_) in _rows(rows, 1) if text)
+
+
+def read_neighbors(rows: object) -> tuple[Probe, ...]:
+    """Non-empty rows of the neighbor table; BadRequest for half-filled ones."""
+    return tuple(Probe(prompt, answer) for prompt, answer, *_ in _rows(rows, 2) if prompt or answer)
+
+
+def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dict[Any, Any]:
+    """Token strip, present answers, the old object where we may fill it, and which neighbors are known."""
+    try:
+        request = EditRequest(_text(values[form.subject]), _text(values[form.prompt]), PLACEHOLDER)
+        lm.check_text(request.full_prompt)
+        probes = read_neighbors(values[form.neighbors])
+    except EditingError as error:
+        empty = not (values[form.subject] or values[form.prompt])
+        return {form.strip: "" if empty else hint_html(str(error)), form.answers: ""}
+    with lm.lock:
+        shown = {
+            form.strip: strip_html(*tokens_of(lm, request)),
+            form.answers: answers_html(next_tokens(lm, request.full_prompt, 5)),
+        }
+        old = _text(values[form.old])
+        if not old or old == values[form.filled]:
+            answer = present_answer(lm, request.full_prompt)
+            shown |= {form.old: answer, form.filled: answer}
+        if probes:
+            known = [s.hit >= 1.0 for s in score_objects(lm, [(p.prompt, p.answer) for p in probes])]
+            shown[form.neighbors] = neighbor_rows(probes, known)
+    return shown
+
+
+def _text(value: object) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _rows(rows: object, width: int) -> list[list[str]]:
+    """Cells as stripped texts; whatever a browser sends, at least `width` columns."""
+    if isinstance(rows, pd.DataFrame):
+        rows = rows.to_numpy().tolist()
+    if not isinstance(rows, list):
+        return []
+    cells = [[_text(cell) for cell in row] if isinstance(row, list) else [_text(row)] for row in rows]
+    return [row + [""] * (width - len(row)) for row in cells]

@@ -1,0 +1,63 @@
+"""The header: product name, model picker, and one line on the state of the chosen model."""
+
+from dataclasses import dataclass
+from html import escape
+
+import gradio as gr
+
+from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.models.catalog import CATALOG, DEFAULT
+from editing_core.models.host import ModelHost
+from editing_core.registry import editor_row
+
+NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and see what else changed</small></h1>"
+
+
+@dataclass(frozen=True)
+class Header:
+    """Widgets of the header. `load` is shown while the chosen model is not loaded."""
+
+    model: gr.Dropdown
+    state: gr.HTML
+    load: gr.Button
+
+
+def build() -> Header:
+    """Place the header's widgets."""
+    with gr.Row(elem_classes="es-header"):
+        gr.HTML(NAME)
+        choices = [(f"{row.name} ({_size(row.parameters)}{', bundled' if row.bundled else ''})", row.name) for row in CATALOG.values()]
+        model = gr.Dropdown(choices, value=DEFAULT, label="Model", show_label=False, container=False, elem_id="model", min_width=230, scale=0)
+        load = gr.Button("Load", size="sm", visible=False, elem_id="load", scale=0, min_width=70)
+        state = gr.HTML(elem_id="state", elem_classes="es-state")
+    return Header(model, state, load)
+
+
+def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str, busy: str = "") -> str:
+    """Ready or not, what loading would take, and whether the editor's statistics are at hand."""
+    row = CATALOG[model]
+    if busy:
+        return _line("busy", "◐", busy)
+    if not host.is_loaded(model):
+        memory = row.bytes_needed() / 1e9
+        return _line("off", "○", f"not loaded; needs about {memory:.2g} GB of memory. {row.note}")
+    return _line("ready", "●", f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {row.note}")
+
+
+def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:
+    lm, row = host.get(model), editor_row(editor)
+    layers = [layer for layer in row.layers(row.preset(model).settings) if layer < lm.layers]
+    if not layers:
+        return "no statistics needed"
+    corpus = Corpus.bundled(model) or store.corpus_of(lm)
+    if corpus is None:
+        return "statistics not collected"
+    return "statistics cached" if store.has(lm, layers, corpus) else "statistics collected at first edit"
+
+
+def _line(kind: str, sign: str, text: str) -> str:
+    return f"<span class='es-dot es-dot-{kind}'>{sign}</span> {escape(text)}"
+
+
+def _size(parameters: float) -> str:
+    return f"{parameters / 1e9:.3g} B" if parameters >= 1e9 else f"{parameters / 1e6:.3g} M"

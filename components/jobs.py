@@ -1,0 +1,123 @@
+"""Jobs: one worker thread per piece of work on a model, its progress as a stream, and how it is stopped.
+
+A page handler that is cancelled or whose tab was closed ends in `Job.stop`, so the model is whole again
+before anybody else gets it.
+"""
+
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from editing_core.errors import Cancelled
+from editing_core.types import Step, Watch
+
+INTERVAL = 0.3  # seconds within which a handler yields, so that a cancel reaches it soon
+KEPT_STEPS = 256  # progress a slow reader may be behind before the oldest is dropped
+Work = Callable[[Watch], Any]
+
+
+class Job:
+    """Runs `work(watch)` in a thread of its own. `result` or `error` is set when `done`."""
+
+    def __init__(self, work: Work) -> None:
+        self.id = secrets.token_urlsafe(12)
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.started = time.perf_counter()
+        self._work = work
+        self._steps: queue.Queue[Step] = queue.Queue(KEPT_STEPS)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="edit", daemon=True)
+        self._thread.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether the worker has ended, well or not."""
+        return not self._thread.is_alive()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+    def stop(self) -> None:
+        """Ask the worker to leave and wait until it has; the model is then as it was."""
+        self._stop.set()
+        self._thread.join()
+
+    def updates(self) -> Iterator[list[Step]]:
+        """Steps since the last look, at least every INTERVAL seconds, until the work has ended."""
+        while not self.done:
+            yield self._wait()
+        rest = self._drain()
+        if rest:
+            yield rest
+
+    def _wait(self) -> list[Step]:
+        self._thread.join(INTERVAL)
+        return self._drain()
+
+    def _drain(self) -> list[Step]:
+        steps: list[Step] = []
+        while True:
+            try:
+                steps.append(self._steps.get_nowait())
+            except queue.Empty:
+                return steps
+
+    def _watch(self, step: Step) -> None:
+        if self._stop.is_set():
+            raise Cancelled
+        while True:
+            try:
+                return self._steps.put_nowait(step)
+            except queue.Full:
+                self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
+        try:
+            self._steps.get_nowait()
+        except queue.Empty:
+            return
+
+    def _run(self) -> None:
+        try:
+            self.result = self._work(self._watch)
+        except BaseException as error:  # noqa: BLE001 - handed to the handler, which raises or shows it
+            self.error = error
+
+
+class Jobs:
+    """The jobs now running, so that Stop finds the one of its own page by an unguessable id."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def start(self, work: Work) -> Job:
+        """Start and list a job."""
+        job = Job(work)
+        with self._lock:
+            self._running[job.id] = job
+        return job
+
+    def finish(self, job: Job) -> None:
+        """Stop the job if it still runs, and take it off the list."""
+        job.stop()
+        with self._lock:
+            self._running.pop(job.id, None)
+
+    def stop(self, job_id: str) -> bool:
+        """Stop a job by id and wait for it; False when there is none."""
+        with self._lock:
+            job = self._running.get(job_id)
+        if job:
+            self.finish(job)
+        return job is not None
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._running)

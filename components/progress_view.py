@@ -1,0 +1,107 @@
+"""Progress: the current step, elapsed and remaining seconds, the live loss, and messages to the person."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from editing_core import charts
+from editing_core.types import Step
+
+WORDS = {
+    "statistics": "Measuring key statistics",
+    "measure": "Measuring the unedited model",
+    "optimise": "Optimising the target state",
+    "spread": "Spreading the change over layers",
+    "iteration": "Measuring the edited model",
+}
+SHARES = {"optimise": (0.0, 0.8), "spread": (0.8, 0.1), "iteration": (1.0, 0.0)}  # start and size within a round
+
+
+@dataclass(frozen=True)
+class ProgressView:
+    """Widgets: a message line, the progress line and the live chart."""
+
+    message: gr.HTML
+    line: gr.HTML
+    losses: gr.Plot
+
+
+def build_message() -> gr.HTML:
+    """Place the message line, near the form's buttons."""
+    return gr.HTML(elem_id="message")
+
+
+def build(message: gr.HTML) -> ProgressView:
+    """Place the progress line and the live chart."""
+    line = gr.HTML(idle_html("Nothing is running."), elem_id="progress")
+    losses = gr.Plot(charts.loss([]), show_label=False, container=False, elem_id="losses")
+    return ProgressView(message, line, losses)
+
+
+@dataclass
+class Progress:
+    """What has been told so far of a run of at most `iterations` rounds."""
+
+    iterations: int
+    text: str = "Starting"
+    fraction: float = 0.0
+    round: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def add(self, steps: Sequence[Step]) -> bool:
+        """Take steps in; True when the live chart changed."""
+        changed = False
+        for step in steps:
+            of = f" {step.done}/{step.total}" if step.total > 1 and step.stage != "iteration" else ""
+            where = f"Iteration {step.round}/{self.iterations}: " if step.round else ""
+            self.text = f"{where}{WORDS.get(step.stage, step.stage)}{of}"
+            if step.round != self.round:
+                self.round, self.history = step.round, []
+            if step.stage == "optimise" and step.terms:
+                self.history.append(step.terms)
+                changed = True
+            self.fraction = max(self.fraction, self._fraction(step))
+        return changed
+
+    def _fraction(self, step: Step) -> float:
+        if not step.round:
+            return 0.0
+        start, size = SHARES.get(step.stage, (0.0, 0.0))
+        return (step.round - 1 + start + size * step.done / max(1, step.total)) / self.iterations
+
+
+def show(view: ProgressView, progress: Progress, seconds: float, redraw: bool) -> dict[Any, Any]:
+    """The progress line and, when it changed, the live chart."""
+    shown: dict[Any, Any] = {view.line: progress_html(progress, seconds)}
+    if redraw:
+        title = f"Loss terms in iteration {progress.round}"
+        shown[view.losses] = charts.loss(progress.history, title)
+    return shown
+
+
+def progress_html(progress: Progress, seconds: float) -> str:
+    """Step, bar, elapsed and remaining; remaining is a guess that assumes all iterations are used."""
+    left = f", at most about {seconds / progress.fraction - seconds:.0f} s left" if progress.fraction > 0.05 else ""
+    width = 100 * progress.fraction
+    return (
+        f"<div class='es-progress' role='status'>{escape(progress.text)} · {seconds:.1f} s{left}"
+        f"<div class='es-bar'><div style='width:{width:.0f}%'></div></div></div>"
+    )
+
+
+def idle_html(text: str) -> str:
+    """The progress line while nothing runs."""
+    return f"<div class='es-progress' role='status'>{escape(text)}<div class='es-bar'></div></div>"
+
+
+def error_html(text: str) -> str:
+    """A refusal, as one visible sentence."""
+    return f"<div class='es-message es-error' role='alert'>✖ {escape(text)}</div>"
+
+
+def note_html(text: str) -> str:
+    """A plain message."""
+    return f"<div class='es-message es-info' role='status'>{escape(text)}</div>"

@@ -1,0 +1,130 @@
+"""The settings form: editor, iterations and stop rule, and every other setting built from its dataclass field."""
+
+from collections.abc import Mapping
+from dataclasses import Field, dataclass, fields
+from html import escape
+from typing import Any
+
+import gradio as gr
+
+from editing_core.editors.iterative import MAX_ROUNDS, StopSettings
+from editing_core.editors.settings import default_of
+from editing_core.errors import BadSetting
+from editing_core.models.catalog import DEFAULT
+from editing_core.registry import EDITORS, editor_row
+from editing_core.runs.record import EditPlan
+
+STOPS = [("|Δp| within tolerance", "perplexity"), ("none", "none")]
+
+
+@dataclass(frozen=True)
+class SettingsForm:
+    """Widgets of the plan. `groups` and `widgets` are per editor; only the chosen editor's group is shown."""
+
+    editor: gr.Dropdown
+    iterations: gr.Slider
+    stop: gr.Radio
+    tolerance: gr.Number
+    seed: gr.Number
+    preset: gr.HTML
+    groups: dict[str, gr.Group]
+    widgets: dict[str, dict[str, Any]]
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What a plan is read from."""
+        own = [widget for group in self.widgets.values() for widget in group.values()]
+        return [self.editor, self.iterations, self.stop, self.tolerance, self.seed, *own]
+
+    @property
+    def followers(self) -> list[Any]:
+        """What changes with the editor or the model."""
+        return [self.preset, *self.groups.values(), *(w for group in self.widgets.values() for w in group.values())]
+
+
+def build() -> SettingsForm:
+    """Place the plan's widgets."""
+    with gr.Row(elem_classes="es-fields"):
+        editor = gr.Dropdown([(r.label, r.name) for r in EDITORS.values()], value="memit", label="Editor", min_width=100, elem_id="editor")
+        iterations = gr.Slider(1, MAX_ROUNDS, value=5, step=1, label="Iterations", min_width=150, elem_id="iterations")
+    with gr.Accordion("Stop rule, seed and editor settings", open=False, elem_id="settings"):
+        stop = gr.Radio(STOPS, value="perplexity", label="Stop rule", elem_id="stop-rule")
+        with gr.Row(elem_classes="es-fields"):
+            tolerance = gr.Number(1.0, label="Tolerance (epsilon)", min_width=100, elem_id="tolerance")
+            seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
+        preset = gr.HTML(preset_html("memit", DEFAULT), elem_id="preset")
+        groups, widgets = {}, {}
+        for row in EDITORS.values():
+            with gr.Group(visible=row.name == "memit") as group:
+                settings = row.preset(DEFAULT).settings
+                widgets[row.name] = {f.name: widget_for(f, getattr(settings, f.name)) for f in fields(settings)}
+            groups[row.name] = group
+    return SettingsForm(editor, iterations, stop, tolerance, seed, preset, groups, widgets)
+
+
+def widget_for(field: "Field[Any]", value: Any) -> Any:
+    """The widget of one setting: a new field in a settings class appears here by itself."""
+    default, meta = default_of(field), field.metadata
+    label, info = field.name.replace("_", " "), meta["help"]
+    if meta["low"] is not None:
+        info += f" ({meta['low']:g} to {meta['high']:g})"
+    if isinstance(default, bool):
+        return gr.Checkbox(value, label=label, info=info)
+    if meta["choices"]:
+        return gr.Dropdown(list(meta["choices"]), value=value, label=label, info=info)
+    if isinstance(default, int | float):
+        return gr.Number(value, label=label, info=info)
+    return gr.Textbox(_shown(value), label=label, info=info, max_lines=1)
+
+
+def preset_html(editor: str, model: str) -> str:
+    """Which preset is filled in and where it comes from; suggested ones are marked."""
+    row = editor_row(editor)
+    preset = row.preset(model)
+    mark = " <b class='es-mark'>suggested</b>" if preset.suggested else ""
+    return (
+        f"<div class='es-hint'>{escape(row.label)}: {escape(row.summary)}<br>"
+        f"Preset for {escape(model)}: {escape(preset.source)}{mark}</div>"
+    )
+
+
+def show_preset(form: SettingsForm, editor: str, model: str) -> dict[Any, Any]:
+    """The chosen editor's group, filled with its preset for the model."""
+    shown: dict[Any, Any] = {form.preset: preset_html(editor, model)}
+    for name, group in form.groups.items():
+        shown[group] = gr.Group(visible=name == editor)
+        settings = editor_row(name).preset(model).settings
+        shown |= {widget: _shown(getattr(settings, field)) for field, widget in form.widgets[name].items()}
+    return shown
+
+
+def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
+    """The plan the form asks for; BadSetting with a sentence when a value cannot be used."""
+    row = editor_row(values[form.editor])
+    own = {name: values[widget] for name, widget in form.widgets[row.name].items()}
+    defaults = row.settings_class()
+    settings = defaults.changed({name: _typed(name, value, getattr(defaults, name)) for name, value in own.items()})
+    stop = StopSettings(
+        iterations=_typed("iterations", values[form.iterations], 1),
+        stop=str(values[form.stop]),
+        tolerance=_typed("tolerance", values[form.tolerance], 1.0),
+    )
+    seed = _typed("seed", values[form.seed], 0)
+    if not isinstance(seed, int) or not 0 <= seed < 2**31:
+        raise BadSetting(f"The seed is {seed!r}, allowed are whole numbers from 0 to {2**31 - 1}; choose one of them.")
+    return EditPlan(row.name, settings, stop, seed)
+
+
+def _typed(name: str, value: Any, default: Any) -> Any:
+    """A widget's value as the setting's type: whole numbers may arrive as floats, empty boxes as None."""
+    if value is None or value == "":
+        raise BadSetting(f"{name.replace('_', ' ')} is empty; enter a value such as {_shown(default)}.")
+    if isinstance(default, bool):
+        return value
+    if isinstance(default, int) and isinstance(value, float) and value == int(value):
+        return int(value)
+    return float(value) if isinstance(default, float) and isinstance(value, int) else value
+
+
+def _shown(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value

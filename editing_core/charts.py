@@ -1,0 +1,290 @@
+"""Charts: pure functions from results to plotly figures, the same for the page and for HTML files.
+
+One meaning per colour (Okabe-Ito), and never colour alone: shape, dash or label says the same. Backgrounds
+are transparent and the ink is a middle grey, so light and dark pages both work.
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.verdict import lost_neighbors
+from editing_core.runs.record import RunResult
+from editing_core.session import Look
+
+NEW, OLD, KEPT, LOST = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+ITERATION, ITERATION_DARK = "#CC79A7", "#A2457F"  # the iteration shade: optimised lighter, spread darker
+INK, GRID = "#808080", "rgba(128,128,128,0.25)"
+HEIGHT = 300
+FLOOR = 1e-6  # the lowest value a log axis shows; zeros and less are drawn here
+Lines = Sequence[tuple[str, str, str, str, str]]  # column, label, colour, symbol, dash
+
+
+def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False) -> go.Figure:
+    """p(new) and p(old) of edit prompt, paraphrases and neighbors, before and after iteration k."""
+    before, now = run.probes_at(0, case_id), run.probes_at(k, case_id)
+    if now.empty:
+        return _empty("Probabilities", "Press Edit to see how likely both objects are.")
+    names = _names(now)
+    figure = go.Figure()
+    for table, when, faded in ((before, "before", True), (now, f"k = {k}", False)):
+        for column, what, colour in (("p_new", "new object", NEW), ("p_true", "old object", OLD)):
+            hover = [_hover(row, row[column]) for _, row in table.iterrows()]
+            pattern = {"shape": "/", "fgcolor": colour, "fillmode": "overlay", "size": 5} if faded else None
+            marker = {"color": "rgba(128,128,128,0.12)" if faded else colour, "line": {"color": colour, "width": 1}}
+            figure.add_bar(
+                x=names,
+                y=_clip(table[column], log),
+                name=f"{what}, {when}",
+                marker={**marker, "pattern": pattern},
+                hovertext=hover,
+                hoverinfo="text",
+            )
+    figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.0)
+    axis = {"type": "log", "range": [-6, 0.1], "dtick": 1, "exponentformat": "power"} if log else {"range": [0, 1.02]}
+    figure.update_yaxes(**axis)
+    return _finish(figure, "Probability of new and old object (neighbors: their own answer)")
+
+
+def next_token(before: Look | None, after: Look | None, new: str = "", old: str = "") -> go.Figure:
+    """The ten most likely next tokens, before beside after; the two objects keep their colours."""
+    title = "Next token, top 10"
+    if before is None or after is None:
+        return _empty(title, "Press Edit to see what the model would say next.")
+    figure = make_subplots(1, 2, horizontal_spacing=0.2, subplot_titles=("before", "after"))
+    for column, seen in ((1, before), (2, after)):
+        labels = [f"{i + 1}. {escape(t.token.strip() or repr(t.token), quote=False)}" for i, t in enumerate(seen.top)]
+        colours = [_token_colour(t.token, new, old) for t in seen.top]
+        chances = [t.probability for t in seen.top]
+        figure.add_bar(
+            x=chances,
+            y=labels,
+            orientation="h",
+            marker={"color": colours},
+            text=[f"{p:.3g}" for p in chances],
+            textposition="outside",
+            cliponaxis=False,
+            showlegend=False,
+            hovertemplate="%{y}: %{x:.3g}<extra></extra>",
+            row=1,
+            col=column,
+        )
+    figure.update_xaxes(range=[0, 1.25], tickvals=[0, 0.5, 1])
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return _finish(figure, f"{title} (blue: new object, orange: old object)")
+
+
+def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
+    """One line per neighbor from its probability before to the one after; lost ones are crossed."""
+    before, now = run.probes_at(0, case_id), run.probes_at(k, case_id)
+    title = "Neighbor drift: probability of each neighbor's own answer"
+    if now.empty or not (now["kind"] == "neighbor").any():
+        return _empty(title, "Add neighbors to see what else the edit changes.")
+    lost = lost_neighbors(now, before)
+    names = _names(now)
+    figure = go.Figure()
+    shown: set[bool] = set()
+    for i in now.index[now["kind"] == "neighbor"]:
+        gone = bool(lost[i])
+        colour, symbol, word = (LOST, "x", "lost") if gone else (KEPT, "circle", "kept")
+        figure.add_scatter(
+            x=["before", f"after k = {k}"],
+            y=[before["p_true"][i], now["p_true"][i]],
+            mode="lines+markers+text" if gone else "lines+markers",
+            text=["", names[i]],
+            textposition="middle right",
+            name=f"neighbor {word}",
+            legendgroup=word,
+            showlegend=gone not in shown,
+            line={"color": colour, "dash": "solid" if gone else "dot"},
+            marker={"symbol": symbol, "size": 9, "color": colour},
+            hovertext=[_hover(t.loc[i], t["p_true"][i]) for t in (before, now)],
+            hoverinfo="text",
+        )
+        shown.add(gone)
+    figure.update_yaxes(range=[-0.04, 1.06])
+    figure.update_xaxes(range=[-0.2, 1.3])
+    return _finish(figure, title)
+
+
+def perplexity(run: RunResult, k: int) -> go.Figure:
+    """Edit-target perplexity per iteration, optimised and spread, and |delta p| against the tolerance."""
+    table = run.iterations[run.iterations["k"] > 0]
+    title = "Perplexity of the new objects per iteration"
+    if table.empty or "ppl_spread" not in table:
+        return _empty(title, "No iteration was finished; there is nothing to draw.")
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.1)
+    lines = [
+        ("ppl_optimised", "optimised", ITERATION, "circle-open", "solid"),
+        ("ppl_spread", "spread", ITERATION_DARK, "square", "solid"),
+    ]
+    if len(run.requests) > 1:
+        lines += [(f"{c}_median", f"{n}, median", colour, s, "dash") for c, n, colour, s, _ in lines]
+    _add_lines(figure, table, lines, floor=FLOOR, row=1, col=1)
+    gap = table.assign(gap=table["delta_ppl"].abs())
+    _add_lines(figure, gap, [("gap", "|Δp|", INK, "diamond", "solid")], floor=1e-4, row=2, col=1)
+    tolerance = run.plan.stop.tolerance
+    if tolerance > 0:
+        figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, row=2, col=1)
+        text = f"tolerance {tolerance:g}"
+        figure.add_annotation(x=0, xref="paper", xanchor="left", yanchor="bottom", showarrow=False, text=text, y=float(np.log10(tolerance)), yref="y2")
+    stop = stopping_k(run)
+    if stop:
+        row = gap[gap["k"] == stop]
+        figure.add_scatter(
+            x=[stop],
+            y=_clip(row["gap"], True, 1e-4),
+            mode="markers",
+            marker={"symbol": "star", "size": 15, "color": KEPT, "line": {"color": INK, "width": 1}},
+            name=f"agreement at k = {stop}",
+            row=2,
+            col=1,
+        )
+    if k:
+        figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_xaxes(dtick=1, range=[0.7, max(2, len(table)) + 0.3])
+    figure.update_xaxes(title_text="iteration k", row=2, col=1)
+    return _finish(figure, title)
+
+
+def stopping_k(run: RunResult) -> int | None:
+    """The first k at which |delta p| is at most the tolerance, whether or not the run stopped there."""
+    table = run.iterations
+    if "delta_ppl" not in table:
+        return None
+    fits = table[table["delta_ppl"].abs() <= run.plan.stop.tolerance]
+    return None if fits.empty else int(fits["k"].iloc[0])
+
+
+def metrics(run: RunResult, k: int) -> go.Figure:
+    """Efficacy, generalization, specificity and their score, as accuracies in percent, over k."""
+    lines = [
+        ("efficacy_accuracy", "efficacy", NEW, "circle", "solid"),
+        ("generalization_accuracy", "generalization", NEW, "triangle-up", "dot"),
+        ("specificity_accuracy", "specificity", KEPT, "square", "solid"),
+        ("score_accuracy", "score", INK, "diamond", "dash"),
+    ]
+    figure = go.Figure()
+    _add_lines(figure, run.iterations, lines)
+    if k:
+        figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.update_yaxes(range=[-4, 106], ticksuffix=" %")
+    figure.update_xaxes(dtick=1, title_text="iteration k")
+    return _finish(figure, "Accuracy per iteration")
+
+
+def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisation") -> go.Figure:
+    """The terms of the target optimisation, step by step."""
+    if not history:
+        return _empty(title, "The loss terms appear here while the target is optimised.", 190)
+    table = pd.DataFrame(history)
+    table["k"] = range(1, len(table) + 1)
+    styles = {"target": (NEW, "circle", "solid"), "kl": (KEPT, "square", "dot"), "decay": (INK, "diamond", "dash")}
+    known = [(name, name, *styles.get(name, (ITERATION, "cross", "dashdot"))) for name in history[0]]
+    figure = go.Figure()
+    _add_lines(figure, table, known)
+    figure.update_xaxes(title_text="step")
+    return _finish(figure, title, 190)
+
+
+def all_figures(
+    run: RunResult, case_id: int | str, k: int, looks: tuple[Look, Look] | None = None
+) -> dict[str, go.Figure]:
+    """Every chart of one case after iteration k, by title; looks: (before, after) of its edit prompt."""
+    request = run.request(case_id)
+    before, after = looks or (None, None)
+    history = run.histories[k - 1] if 0 < k <= len(run.histories) else ()
+    return {
+        "Probabilities": probabilities(run, case_id, k),
+        "Perplexity per iteration": perplexity(run, k),
+        "Next token": next_token(before, after, request.target_new, request.target_true or ""),
+        "Neighbor drift": neighbor_drift(run, case_id, k),
+        "Accuracy per iteration": metrics(run, k),
+        "Target optimisation": loss(history, f"Target optimisation in iteration {k}"),
+    }
+
+
+def _add_lines(
+    figure: go.Figure, table: pd.DataFrame, lines: Lines, floor: float | None = None, **cell: int
+) -> None:
+    """One line per column over k; NaN leaves a gap."""
+    for column, label, colour, symbol, dash in lines:
+        if column not in table:
+            continue
+        definition = CARDS[column].definition if column in CARDS else label
+        values = pd.to_numeric(table[column], errors="coerce")
+        figure.add_scatter(
+            x=table["k"].tolist(),
+            y=_clip(values, floor is not None, floor or FLOOR),
+            mode="lines+markers",
+            name=label,
+            line={"color": colour, "dash": dash},
+            marker={"symbol": symbol, "size": 8, "color": colour},
+            customdata=values.tolist(),
+            hovertemplate=f"{label}, %{{x}}: %{{customdata:.3g}}<br><i>{definition}</i><extra></extra>",
+            **cell,
+        )
+
+
+def _clip(values: pd.Series, log: bool, floor: float = FLOOR) -> list[float | None]:
+    """Plain numbers for a trace: None for what is not finite, nothing below the floor of a log axis."""
+    numbers = [float(v) if v is not None and np.isfinite(v) else None for v in values]
+    return [max(v, floor) if log and v is not None else v for v in numbers]
+
+
+def _names(probes: pd.DataFrame) -> list[str]:
+    """Short axis names: edit, paraphrase 1 -> P1, neighbor 1 -> N1."""
+    short = {"paraphrase": "P", "neighbor": "N"}
+    return [
+        "edit" if kind == "edit" else f"{short[kind]}{number + 1}"
+        for kind, number in zip(probes["kind"], probes["number"], strict=True)
+    ]
+
+
+def _hover(row: pd.Series, value: float) -> str:
+    texts = {name: escape(str(row[name]), quote=False) for name in ("prompt", "target_new", "target_true", "answer")}
+    return (
+        f"{row['kind']}: {texts['prompt']}<br>new: {texts['target_new']}, old: {texts['target_true']}"
+        f"<br>model says: {texts['answer']}<br>p = {value:.3g}"
+    )
+
+
+def _token_colour(token: str, new: str, old: str) -> str:
+    token = token.strip()
+    if token and new.startswith(token):
+        return NEW
+    return OLD if token and old.startswith(token) else "rgba(128,128,128,0.6)"
+
+
+def _empty(title: str, text: str, height: int = HEIGHT) -> go.Figure:
+    figure = go.Figure()
+    figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 13})
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False)
+    return _finish(figure, title, height)
+
+
+def _finish(figure: go.Figure, title: str, height: int = HEIGHT) -> go.Figure:
+    """The common look: fixed height, transparent, grey ink, legend below the title."""
+    clear = "rgba(0,0,0,0)"
+    figure.update_layout(
+        height=height,
+        autosize=True,
+        margin={"l": 46, "r": 14, "t": 62, "b": 36},
+        title={"text": title, "x": 0.01, "y": 0.98, "yanchor": "top", "font": {"size": 13}},
+        legend={"orientation": "h", "x": 0, "y": 1.01, "yanchor": "bottom", "font": {"size": 11}},
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        font={"color": INK, "size": 11},
+        hoverlabel={"align": "left", "namelength": -1},
+    )
+    figure.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=GRID, automargin=True)
+    figure.update_annotations(font_size=12)
+    return figure
