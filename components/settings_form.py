@@ -121,7 +121,7 @@ def _typed(name: str, value: Any, default: Any) -> Any:
         raise BadSetting(f"{name.replace('_', ' ')} is empty; enter a value such as {_shown(default)}.")
     if isinstance(default, bool):
         return value
-    if isinstance(default, int) and isinstance(value, float) and value == int(value):
+    if isinstance(default, int) and isinstance(value, float) and value.is_integer():
         return int(value)
     return float(value) if isinstance(default, float) and isinstance(value, int) else value
 

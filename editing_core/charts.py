@@ -29,7 +29,7 @@ def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False)
     """p(new) and p(old) of edit prompt, paraphrases and neighbors, before and after iteration k."""
     before, now = run.probes_at(0, case_id), run.probes_at(k, case_id)
     if now.empty:
-        return _empty("Probabilities", "Press Edit to see how likely both objects are.")
+        return empty("Probabilities", "Press Edit to see how likely both objects are.")
     names = _names(now)
     figure = go.Figure()
     for table, when, faded in ((before, "before", True), (now, f"k = {k}", False)):
@@ -55,7 +55,7 @@ def next_token(before: Look | None, after: Look | None, new: str = "", old: str 
     """The ten most likely next tokens, before beside after; the two objects keep their colours."""
     title = "Next token, top 10"
     if before is None or after is None:
-        return _empty(title, "Press Edit to see what the model would say next.")
+        return empty(title, "Press Edit to see what the model would say next.")
     figure = make_subplots(1, 2, horizontal_spacing=0.2, subplot_titles=("before", "after"))
     for column, seen in ((1, before), (2, after)):
         labels = [f"{i + 1}. {escape(t.token.strip() or repr(t.token), quote=False)}" for i, t in enumerate(seen.top)]
@@ -84,7 +84,7 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
     before, now = run.probes_at(0, case_id), run.probes_at(k, case_id)
     title = "Neighbor drift: probability of each neighbor's own answer"
     if now.empty or not (now["kind"] == "neighbor").any():
-        return _empty(title, "Add neighbors to see what else the edit changes.")
+        return empty(title, "Add neighbors to see what else the edit changes.")
     lost = lost_neighbors(now, before)
     names = _names(now)
     figure = go.Figure()
@@ -117,7 +117,7 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     table = run.iterations[run.iterations["k"] > 0]
     title = "Perplexity of the new objects per iteration"
     if table.empty or "ppl_spread" not in table:
-        return _empty(title, "No iteration was finished; there is nothing to draw.")
+        return empty(title, "No iteration was finished; there is nothing to draw.")
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.1)
     lines = [
         ("ppl_optimised", "optimised", ITERATION, "circle-open", "solid"),
@@ -179,10 +179,12 @@ def metrics(run: RunResult, k: int) -> go.Figure:
     return _finish(figure, "Accuracy per iteration")
 
 
-def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisation") -> go.Figure:
+def loss(
+    history: Sequence[Mapping[str, float]], title: str = "Target optimisation", height: int = 190
+) -> go.Figure:
     """The terms of the target optimisation, step by step."""
     if not history:
-        return _empty(title, "The loss terms appear here while the target is optimised.", 190)
+        return empty(title, "The loss terms appear here while the target is optimised.", height)
     table = pd.DataFrame(history)
     table["k"] = range(1, len(table) + 1)
     styles = {"target": (NEW, "circle", "solid"), "kl": (KEPT, "square", "dot"), "decay": (INK, "diamond", "dash")}
@@ -190,7 +192,7 @@ def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisati
     figure = go.Figure()
     _add_lines(figure, table, known)
     figure.update_xaxes(title_text="step")
-    return _finish(figure, title, 190)
+    return _finish(figure, title, height)
 
 
 def all_figures(
@@ -262,7 +264,8 @@ def _token_colour(token: str, new: str, old: str) -> str:
     return OLD if token and old.startswith(token) else "rgba(128,128,128,0.6)"
 
 
-def _empty(title: str, text: str, height: int = HEIGHT) -> go.Figure:
+def empty(title: str, text: str, height: int = HEIGHT) -> go.Figure:
+    """A chart without data: its title and what to do."""
     figure = go.Figure()
     figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 13})
     figure.update_xaxes(visible=False)

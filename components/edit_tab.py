@@ -1,0 +1,253 @@
+"""The Edit tab: places form, settings, progress and result, and handles what is pressed there.
+
+Handlers that touch a model are generators in one queue ("model"); the work itself runs in a Job's thread,
+so a cancelled handler or a closed tab never leaves a model changed.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gradio as gr
+
+from components import edit_form, header, progress_view, result_view, settings_form
+from components.jobs import Job, Jobs
+from components.run_store import RunStore, StoredRun
+from editing_core.data.suggest import suggest
+from editing_core.editors.steps.covariance import CovarianceStore
+from editing_core.errors import BadRequest, Cancelled, EditingError
+from editing_core.models.catalog import CATALOG, unknown
+from editing_core.models.host import ModelHost
+from editing_core.runs.record import EditPlan
+from editing_core.session import look, run_edit
+from editing_core.types import EditRequest, Watch
+
+Values = Mapping[Any, Any]
+Shown = dict[Any, Any]
+STOPPED = "Stopped; the model is as it was."
+GONE = "This run is no longer kept on the server; press Edit again."
+
+
+@dataclass(eq=False)
+class EditTab:
+    """Widgets and handlers. `host` and the stores are shared by all pages; what a page knows is in its States."""
+
+    host: ModelHost
+    store: CovarianceStore
+    header: header.Header
+    runs: RunStore = field(default_factory=RunStore)
+    jobs: Jobs = field(default_factory=Jobs)
+
+    def build(self) -> None:
+        """Place the widgets; call inside the tab."""
+        self.history, self.job = gr.State([]), gr.State("")
+        with gr.Row(elem_classes="es-main"):
+            with gr.Column(scale=2, min_width=330, elem_classes="es-left"):
+                self.form = edit_form.build()
+                self.settings = settings_form.build()
+                with gr.Row(elem_classes="es-buttons"):
+                    self.edit = gr.Button("Edit", variant="primary", elem_id="edit", min_width=90)
+                    self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", min_width=70)
+                    self.undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=70)
+                self.progress = progress_view.build(progress_view.build_message())
+            with gr.Column(scale=5, min_width=330, elem_classes="es-right"):
+                self.view = result_view.build()
+
+    def inputs(self) -> set[Any]:
+        """Everything a handler may read."""
+        widgets = [self.header.model, self.history, self.job, self.form.filled]
+        return {*widgets, *self.form.inputs, *self.settings.inputs, *self.view.inputs}
+
+    def on_example(self, name: str) -> Shown:
+        """An example's button: fill form and settings."""
+        example = edit_form.find_example(name)
+        return {
+            **edit_form.show_example(self.form, example),
+            self.settings.editor: example.editor,
+            self.settings.iterations: example.iterations,
+            self.settings.stop: example.stop,
+            self.progress.message: "",
+        }
+
+    def on_editor(self, values: Values) -> Shown:
+        """Another editor or model: its preset and the model's state."""
+        editor, model = values[self.settings.editor], values[self.header.model]
+        loaded = self.host.is_loaded(model)
+        return {
+            **settings_form.show_preset(self.settings, editor, model),
+            self.header.state: header.state_html(self.host, self.store, model, editor),
+            self.header.load: gr.Button(visible=not loaded),
+        }
+
+    def on_load(self, values: Values) -> Iterator[Shown]:
+        """Load the chosen model."""
+        model, editor = values[self.header.model], values[self.settings.editor]
+        yield {self.header.state: header.state_html(self.host, self.store, model, editor, f"loading {model}")}
+        message = ""
+        try:
+            self.model(values)
+        except EditingError as error:
+            message = progress_view.error_html(str(error))
+        yield {
+            self.progress.message: message,
+            self.header.state: header.state_html(self.host, self.store, model, editor),
+            self.header.load: gr.Button(visible=not self.host.is_loaded(model)),
+        }
+
+    def on_present(self, values: Values) -> Iterator[Shown]:
+        """A field was left: tokens, present answers, old object, known neighbors. Loads no model by itself."""
+        if self.host.is_loaded(values[self.header.model]):
+            yield edit_form.present(self.model(values), values, self.form)
+        else:
+            yield {self.form.strip: edit_form.hint_html("Load the model to see its tokens and present answers."), self.form.answers: ""}
+
+    def on_suggest(self, values: Values) -> Shown:
+        """Paraphrases and neighbors for the fact in the form."""
+        try:
+            subject, prompt, old = (values[w] or "" for w in (self.form.subject, self.form.prompt, self.form.old))
+            found = suggest(subject.strip(), prompt.strip(), old.strip() or None)
+        except EditingError as error:
+            return {self.progress.message: progress_view.error_html(str(error))}
+        return {
+            self.progress.message: "",
+            self.form.paraphrases: [[p] for p in found.paraphrases],
+            self.form.neighbors: edit_form.neighbor_rows(found.neighbors),
+        }
+
+    def on_edit(self, values: Values) -> Iterator[Shown]:
+        """Edit: read the form, run in a worker, stream its progress, show the result."""
+        try:
+            self.check_model(values)
+            requests = edit_form.read_requests(values, self.form)
+            plan = settings_form.read_plan(values, self.settings)
+        except EditingError as error:
+            yield self._idle(values, progress_view.error_html(str(error)))
+            return
+        job = self.jobs.start(lambda watch: self.work(values, requests, plan, watch))
+        try:
+            yield from self._stream(job, plan.stop.iterations)
+            yield self._outcome(job, values)
+        finally:
+            self.jobs.finish(job)
+
+    def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> str:
+        """What the worker does: run, look at the first fact before and after, keep; gives the run's id."""
+        lm = self.model(values)
+        run = run_edit(lm, requests, plan, self.store, watch)
+        stored = StoredRun(run)
+        self.look_at(stored, 0, run.last)
+        return self.runs.add(stored)
+
+    def on_stop(self, job_id: str) -> Shown:
+        """Stop: ask the page's job to leave and wait until the model is restored."""
+        stopped = self.jobs.stop(job_id)
+        text = STOPPED if stopped else "Nothing is running; the model is as it was."
+        return {
+            self.progress.line: progress_view.idle_html(text),
+            self.edit: gr.Button(interactive=True),
+            self.stop: gr.Button(interactive=False),
+            self.job: "",
+        }
+
+    def on_undo(self, values: Values) -> Shown:
+        """Back to the run before, or to the empty view. Models are never left edited, so nothing else is undone."""
+        history = list(values[self.history])[:-1]
+        stored = self.runs.get(history[-1]) if history else None
+        shown = (
+            result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
+            if stored
+            else result_view.show_empty(self.view)
+        )
+        history = history if stored else []
+        text = "Undone; the run before is shown." if stored else "Undone; the model is as it was."
+        return {
+            **shown,
+            self.history: history,
+            self.undo: gr.Button(interactive=bool(history)),
+            self.progress.line: progress_view.idle_html(text),
+            self.progress.message: "",
+        }
+
+    def on_view(self, values: Values) -> Shown:
+        """The slider, the fact selector or the scale moved: redraw from the kept run."""
+        stored = self._current(values)
+        if stored is None:
+            return {self.progress.message: progress_view.error_html(GONE)} if values[self.history] else {}
+        place, k = result_view.read_place(values, self.view, stored)
+        return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]))
+
+    def on_look(self, values: Values) -> Iterator[Shown]:
+        """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""
+        stored = self._current(values)
+        if stored is None:
+            return
+        place, k = result_view.read_place(values, self.view, stored)
+        if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is None:
+            self.look_at(stored, place, k)
+            yield result_view.show_looks(self.view, stored, place, k)
+
+    def look_at(self, stored: StoredRun, place: int, k: int) -> None:
+        """Take the looks before and after iteration k that are still missing."""
+        lm, request = self.host.get(stored.run.model), stored.run.requests[place]
+        for at in (0, k):
+            if (request.case_id, at) not in stored.looks:
+                stored.looks[request.case_id, at] = look(lm, request.full_prompt, stored.run.delta_at(at))
+
+    def check_model(self, values: Values) -> str:
+        """The chosen model's name, when it is one of ours: what is typed is never a path or hub id."""
+        name = values[self.header.model]
+        if name not in CATALOG:
+            raise unknown(name, "model", CATALOG)
+        return str(name)
+
+    def model(self, values: Values) -> Any:
+        """The chosen model, loaded when needed."""
+        return self.host.get(self.check_model(values))
+
+    def _current(self, values: Values) -> StoredRun | None:
+        history = values[self.history]
+        return self.runs.get(history[-1]) if history else None
+
+    def _stream(self, job: Job, iterations: int) -> Iterator[Shown]:
+        progress = progress_view.Progress(iterations)
+        yield {
+            self.job: job.id,
+            self.progress.message: "",
+            self.edit: gr.Button(interactive=False),
+            self.stop: gr.Button(interactive=True),
+            **progress_view.show(self.progress, progress, 0.0, redraw=False),
+        }
+        for steps in job.updates():
+            yield progress_view.show(self.progress, progress, job.seconds, progress.add(steps))
+
+    def _outcome(self, job: Job, values: Values) -> Shown:
+        """The page after the worker ended: result, refusal or stop. Defects are raised."""
+        if isinstance(job.error, Cancelled):
+            return self._idle(values, "", STOPPED)
+        if isinstance(job.error, EditingError):
+            return self._idle(values, progress_view.error_html(str(job.error)))
+        stored = None if job.error else self.runs.get(job.result)
+        if stored is None:
+            raise job.error or BadRequest(GONE)
+        shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
+        history = [*values[self.history], stored.run.id][-20:]
+        done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.last}."
+        state = header.state_html(self.host, self.store, stored.run.model, stored.run.plan.editor)
+        return {
+            **self._idle(values, "", done),
+            **shown,
+            self.history: history,
+            self.undo: gr.Button(interactive=True),
+            self.header.state: state,
+            self.header.load: gr.Button(visible=False),
+        }
+
+    def _idle(self, values: Values, message: str, text: str = "Nothing was run.") -> Shown:
+        return {
+            self.progress.message: message,
+            self.progress.line: progress_view.idle_html(text),
+            self.edit: gr.Button(interactive=True),
+            self.stop: gr.Button(interactive=False),
+            self.undo: gr.Button(interactive=bool(values[self.history])),
+            self.job: "",
+        }

@@ -1,0 +1,154 @@
+"""The result: verdict, slider over iterations, and everything that follows it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from components import result_html as html
+from components.run_store import StoredRun
+from editing_core import charts
+from editing_core.session import Look
+
+Looks = tuple[Look, Look] | None
+
+
+@dataclass(frozen=True)
+class ResultView:
+    """Widgets of the result side."""
+
+    verdict: gr.HTML
+    proof: gr.HTML
+    k: gr.Slider
+    case: gr.Dropdown
+    log: gr.Checkbox
+    probabilities: gr.Plot
+    perplexity: gr.Plot
+    next_token: gr.Plot
+    drift: gr.Plot
+    metrics: gr.Plot
+    loss: gr.Plot
+    generations: gr.HTML
+    table: gr.HTML
+    whole: gr.DownloadButton
+    iterations: gr.DownloadButton
+
+    @property
+    def outputs(self) -> list[Any]:
+        """Every widget."""
+        return list(vars(self).values())
+
+    @property
+    def inputs(self) -> list[Any]:
+        """What chooses the view: iteration, fact, scale."""
+        return [self.k, self.case, self.log]
+
+
+def build() -> ResultView:
+    """Place the result's widgets, in their empty state."""
+    verdict = gr.HTML(html.EMPTY, elem_id="verdict")
+    proof = gr.HTML("", elem_id="proof")
+    with gr.Row(elem_classes="es-follow"):
+        k = gr.Slider(0, 1, value=0, step=1, label="Iteration k (0: unedited)", interactive=False, elem_id="k", scale=3, min_width=200)
+        case = gr.Dropdown([], label="Fact shown", interactive=False, visible=False, elem_id="case", scale=2, min_width=160)
+        log = gr.Checkbox(False, label="Log scale", elem_id="log", container=False, scale=1, min_width=90)
+    figures = _empty_figures()
+    plots = {}
+    for pair in (("probabilities", "perplexity"), ("next_token", "drift"), ("metrics", "loss")):
+        with gr.Row(elem_classes="es-plots"):
+            for name in pair:
+                with gr.Column(min_width=300, scale=3 if name == "probabilities" else 2):
+                    plots[name] = gr.Plot(figures[name], show_label=False, container=False, elem_id=f"plot-{name}")
+    generations = gr.HTML(html.generations_html(None, None, 0), elem_id="generations")
+    table = gr.HTML("", elem_id="table")
+    with gr.Row():
+        whole = gr.DownloadButton("Run as JSON", interactive=False, size="sm", elem_id="json")
+        iterations = gr.DownloadButton("Iteration table as CSV", interactive=False, size="sm", elem_id="csv")
+    return ResultView(verdict, proof, k, case, log, **plots, generations=generations, table=table, whole=whole, iterations=iterations)
+
+
+def show_empty(view: ResultView) -> dict[Any, Any]:
+    """The view without a run."""
+    figures = _empty_figures()
+    return {
+        view.verdict: html.EMPTY,
+        view.proof: "",
+        view.k: gr.Slider(value=0, maximum=1, interactive=False),
+        view.case: gr.Dropdown(choices=[], value=None, interactive=False, visible=False),
+        **{getattr(view, name): figure for name, figure in figures.items()},
+        view.generations: html.generations_html(None, None, 0),
+        view.table: "",
+        view.whole: gr.DownloadButton(value=None, interactive=False),
+        view.iterations: gr.DownloadButton(value=None, interactive=False),
+    }
+
+
+def show_run(view: ResultView, stored: StoredRun, files: tuple[str, str], log: bool) -> dict[Any, Any]:
+    """A run newly on show: first fact, last iteration, downloads."""
+    run = stored.run
+    cases = [(f"{i + 1}. {r.subject} → {r.target_new}", i) for i, r in enumerate(run.requests)]
+    whole, iterations = files
+    return {
+        view.k: gr.Slider(minimum=0, maximum=run.last, value=run.last, interactive=True),
+        view.case: gr.Dropdown(choices=cases, value=0, interactive=True, visible=len(cases) > 1),
+        view.whole: gr.DownloadButton(value=whole, interactive=True),
+        view.iterations: gr.DownloadButton(value=iterations, interactive=True),
+        **show_at(view, stored, 0, run.last, log),
+    }
+
+
+def show_at(view: ResultView, stored: StoredRun, place: int, k: int, log: bool) -> dict[Any, Any]:
+    """Everything that follows the slider and the fact selector (`place` in the run's requests)."""
+    run = stored.run
+    case_id = run.requests[place].case_id
+    history = run.histories[k - 1] if k else ()
+    return {
+        view.verdict: html.verdict_html(run.verdict(case_id, k)) if k else html.unedited_html(),
+        view.proof: html.proof_html(run, k),
+        view.probabilities: charts.probabilities(run, case_id, k, log),
+        view.perplexity: charts.perplexity(run, k),
+        view.drift: charts.neighbor_drift(run, case_id, k),
+        view.metrics: charts.metrics(run, k),
+        view.loss: charts.loss(history, f"Loss terms in iteration {k}", charts.HEIGHT),
+        view.table: html.table_html(run, k),
+        **show_looks(view, stored, place, k),
+    }
+
+
+def show_looks(view: ResultView, stored: StoredRun, place: int, k: int) -> dict[Any, Any]:
+    """Next tokens and generations where they were looked at already; nothing otherwise."""
+    request = stored.run.requests[place]
+    looks = looks_of(stored, request.case_id, k)
+    if looks is None:
+        return {}
+    return {
+        view.next_token: charts.next_token(*looks, request.target_new, request.target_true or ""),
+        view.generations: html.generations_html(*looks, k),
+    }
+
+
+def looks_of(stored: StoredRun, case_id: int | str, k: int) -> Looks:
+    """The looks before and after iteration k, when both were taken."""
+    before, after = stored.looks.get((case_id, 0)), stored.looks.get((case_id, k))
+    return (before, after) if before and after else None
+
+
+def read_place(values: Mapping[Any, Any], view: ResultView, stored: StoredRun) -> tuple[int, int]:
+    """(place of the fact, iteration k), brought into what the run has."""
+    place, k = values[view.case], values[view.k]
+    place = int(place) if isinstance(place, int | float) else 0
+    k = int(k) if isinstance(k, int | float) else stored.run.last
+    return min(max(place, 0), len(stored.run.requests) - 1), min(max(k, 0), stored.run.last)
+
+
+def _empty_figures() -> dict[str, Any]:
+    names = {
+        "probabilities": ("Probability of new and old object", "Press Edit to see how likely both objects are."),
+        "perplexity": ("Perplexity per iteration", "Press Edit to see optimised and spread agree."),
+        "next_token": ("Next token, top 10", "Press Edit to see what the model would say next."),
+        "drift": ("Neighbor drift", "Press Edit to see what else changes."),
+        "metrics": ("Accuracy per iteration", "Press Edit to see the metrics over k."),
+        "loss": ("Loss terms", "Press Edit to see how the target was found."),
+    }
+    return {name: charts.empty(*texts) for name, texts in names.items()}
