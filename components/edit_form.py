@@ -9,7 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from components.token_strip import answers_html, hint_html, strip_html, tokens_of
-from editing_core.data.examples import Example, load_examples
+from editing_core.data.examples import Example, example, load_examples
 from editing_core.errors import BadRequest, EditingError
 from editing_core.evaluation.scoring import next_tokens, score_objects
 from editing_core.models.language_model import LanguageModel
@@ -56,37 +56,28 @@ def build() -> EditForm:
     with gr.Row(elem_classes="es-chips"):
         chips = {e.name: gr.Button(e.title, size="sm", min_width=80, elem_id=f"example-{i}") for i, e in enumerate(load_examples())}
     story = gr.HTML(hint_html("Choose an example above or write your own fact."), elem_id="story")
+    prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, elem_id="prompt")
     with gr.Row(elem_classes="es-fields"):
-        subject = gr.Textbox(label="Subject", placeholder="Eiffel Tower", max_lines=1, min_width=120, elem_id="subject")
-        prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, min_width=120, elem_id="prompt")
-    with gr.Row(elem_classes="es-fields"):
-        old = gr.Textbox(label="Old object", placeholder="what the model says", max_lines=1, min_width=120, elem_id="old")
-        new = gr.Textbox(label="New object", placeholder="Rome", max_lines=1, min_width=120, elem_id="new")
+        subject = gr.Textbox(label="Subject", placeholder="Eiffel Tower", max_lines=1, scale=2, min_width=120, elem_id="subject")
+        old = gr.Textbox(label="Old object", placeholder="model's answer", max_lines=1, scale=1, min_width=80, elem_id="old")
+        new = gr.Textbox(label="New object", placeholder="Rome", max_lines=1, scale=1, min_width=80, elem_id="new")
     strip = gr.HTML(elem_id="strip")
     answers = gr.HTML(elem_id="answers")
     companions = gr.HTML(elem_id="companions")
     together = gr.Checkbox(True, label="Edit these facts together with it", visible=False, elem_id="together", container=False)
     with gr.Accordion("Paraphrases and neighbors", open=False, elem_id="probes"):
-        paraphrases = gr.Dataframe(headers=["paraphrase"], type="array", row_count=1, column_limits=(1, 1), interactive=True, wrap=True, max_height=160, label="Paraphrases (whole prompts)", elem_id="paraphrases")
-        neighbors = gr.Dataframe(headers=NEIGHBOR_COLUMNS, type="array", row_count=1, column_limits=(3, 3), static_columns=[2], interactive=True, wrap=True, max_height=200, column_widths=["60%", "24%", "16%"], label="Neighbors that must not change", elem_id="neighbors")
+        paraphrases = gr.Dataframe(headers=["paraphrase"], type="array", row_count=1, column_count=1, interactive=True, wrap=True, max_height=160, label="Paraphrases (whole prompts)", elem_id="paraphrases")
+        neighbors = gr.Dataframe(headers=NEIGHBOR_COLUMNS, type="array", row_count=1, column_count=3, static_columns=[2], interactive=True, wrap=True, max_height=200, column_widths=["60%", "24%", "16%"], label="Neighbors that must not change", elem_id="neighbors")
         suggest = gr.Button("Suggest", size="sm", elem_id="suggest")
     return EditForm(chips, story, subject, prompt, old, new, strip, answers, companions, together, paraphrases, neighbors, suggest, gr.State(""), gr.State(""))
 
 
-def find_example(name: str) -> Example:
-    """The example of that name; BadRequest when there is none."""
-    for example in load_examples():
-        if example.name == name:
-            return example
-    raise BadRequest(f"There is no example {name[:40]!r}; press one of the buttons.")
-
-
-def show_example(form: EditForm, example: Example) -> dict[Any, Any]:
+def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
     """The form filled with an example's first fact; the others become its companions."""
-    first, rest = example.requests[0], example.requests[1:]
+    first, rest = chosen.requests[0], chosen.requests[1:]
     listed = "".join(f"<li>{escape(r.full_prompt)} → <b>{escape(r.target_new)}</b></li>" for r in rest[:50])
     return {
-        form.story: hint_html(example.story),
+        form.story: hint_html(chosen.story),
         form.subject: first.subject,
         form.prompt: first.prompt,
         form.old: first.target_true or "",
@@ -95,7 +86,7 @@ def show_example(form: EditForm, example: Example) -> dict[Any, Any]:
         form.together: gr.Checkbox(value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"),
         form.paraphrases: [[p] for p in first.paraphrases] or [[""]],
         form.neighbors: neighbor_rows(first.neighbors),
-        form.example: example.name,
+        form.example: chosen.name,
         form.filled: "",
     }
 
@@ -120,7 +111,7 @@ def read_requests(values: Mapping[Any, Any], form: EditForm) -> list[EditRequest
     name = values[form.example]
     if not (name and values[form.together]):
         return [request]
-    first, *rest = find_example(name).requests
+    first, *rest = example(str(name)).requests
     return [replace(request, case_id=first.case_id), *rest]
 
 

@@ -4,6 +4,7 @@ Handlers that touch a model are generators in one queue ("model"); the work itse
 so a cancelled handler or a closed tab never leaves a model changed.
 """
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,17 +14,21 @@ import gradio as gr
 from components import edit_form, header, progress_view, result_view, settings_form
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
+from editing_core.data.examples import example
 from editing_core.data.suggest import suggest
 from editing_core.editors.steps.covariance import CovarianceStore
-from editing_core.errors import BadRequest, Cancelled, EditingError
+from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
 from editing_core.runs.record import EditPlan
 from editing_core.session import look, run_edit
 from editing_core.types import EditRequest, Watch
 
+log = logging.getLogger(__name__)
+
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
+DEFECT = "Something went wrong inside EditScope; the model is as it was, and the server's log has the details."
 STOPPED = "Stopped; the model is as it was."
 GONE = "This run is no longer kept on the server; press Edit again."
 
@@ -60,12 +65,12 @@ class EditTab:
 
     def on_example(self, name: str) -> Shown:
         """An example's button: fill form and settings."""
-        example = edit_form.find_example(name)
+        chosen = example(name)
         return {
-            **edit_form.show_example(self.form, example),
-            self.settings.editor: example.editor,
-            self.settings.iterations: example.iterations,
-            self.settings.stop: example.stop,
+            **edit_form.show_example(self.form, chosen),
+            self.settings.editor: chosen.editor,
+            self.settings.iterations: chosen.iterations,
+            self.settings.stop: chosen.stop,
             self.progress.message: "",
         }
 
@@ -221,14 +226,15 @@ class EditTab:
             yield progress_view.show(self.progress, progress, job.seconds, progress.add(steps))
 
     def _outcome(self, job: Job, values: Values) -> Shown:
-        """The page after the worker ended: result, refusal or stop. Defects are raised."""
+        """The page after the worker ended: result, refusal or stop. Defects go to the log with their traceback."""
         if isinstance(job.error, Cancelled):
             return self._idle(values, "", STOPPED)
         if isinstance(job.error, EditingError):
             return self._idle(values, progress_view.error_html(str(job.error)))
         stored = None if job.error else self.runs.get(job.result)
         if stored is None:
-            raise job.error or BadRequest(GONE)
+            log.error("the edit failed", exc_info=job.error)
+            return self._idle(values, progress_view.error_html(DEFECT))
         shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
         history = [*values[self.history], stored.run.id][-20:]
         done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.last}."

@@ -33,7 +33,7 @@ def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False)
     names = _names(now)
     figure = go.Figure()
     for table, when, faded in ((before, "before", True), (now, f"k = {k}", False)):
-        for column, what, colour in (("p_new", "new object", NEW), ("p_true", "old object", OLD)):
+        for column, what, colour in (("p_new", "new", NEW), ("p_true", "old", OLD)):
             hover = [_hover(row, row[column]) for _, row in table.iterrows()]
             pattern = {"shape": "/", "fgcolor": colour, "fillmode": "overlay", "size": 5} if faded else None
             marker = {"color": "rgba(128,128,128,0.12)" if faded else colour, "line": {"color": colour, "width": 1}}
@@ -48,7 +48,7 @@ def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False)
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.0)
     axis = {"type": "log", "range": [-6, 0.1], "dtick": 1, "exponentformat": "power"} if log else {"range": [0, 1.02]}
     figure.update_yaxes(**axis)
-    return _finish(figure, "Probability of new and old object (neighbors: their own answer)")
+    return _finish(figure, "Probability of the new and the old object (neighbors: of their own answer)")
 
 
 def next_token(before: Look | None, after: Look | None, new: str = "", old: str = "") -> go.Figure:
@@ -125,9 +125,11 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     ]
     if len(run.requests) > 1:
         lines += [(f"{c}_median", f"{n}, median", colour, s, "dash") for c, n, colour, s, _ in lines]
+        title += " (dashed: median over facts)"
     _add_lines(figure, table, lines, floor=FLOOR, row=1, col=1)
     gap = table.assign(gap=table["delta_ppl"].abs())
     _add_lines(figure, gap, [("gap", "|Δp|", INK, "diamond", "solid")], floor=1e-4, row=2, col=1)
+    figure.for_each_trace(lambda trace: trace.update(showlegend=trace.name in ("optimised", "spread")))
     tolerance = run.plan.stop.tolerance
     if tolerance > 0:
         figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, row=2, col=1)
@@ -147,7 +149,9 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
         )
     if k:
         figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
-    figure.update_yaxes(type="log", exponentformat="power")
+    figure.update_yaxes(type="log", exponentformat="power", nticks=4, minor={"showgrid": False})
+    figure.update_yaxes(title_text="perplexity", dtick="D2", row=1, col=1)
+    figure.update_yaxes(title_text="|Δp|", dtick=2, row=2, col=1)
     figure.update_xaxes(dtick=1, range=[0.7, max(2, len(table)) + 0.3])
     figure.update_xaxes(title_text="iteration k", row=2, col=1)
     return _finish(figure, title)

@@ -84,7 +84,10 @@ def _build_rome(
     return Rome(settings, covariance, Contexts.flat(draw_prefixed(lm, ((5, 10), (10, 10)), seed)))
 
 
-_POCKET = {"steps": 30, "rate": 0.06, "relative_rate": True, "decay": 3.0, "kl_factor": 0.0625, "covariance_floor": 1e-3}
+# Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
+_POCKET = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
+_POCKET_STREAM = {**_POCKET, "rate": 0.06, "decay": 3.0}
+_POCKET_MODULE = {**_POCKET, "rate": 0.5, "decay": 0.05}
 _OWN = "chosen on the tune part of pocket-facts"
 
 EDITORS = {
@@ -100,7 +103,7 @@ EDITORS = {
             lambda s: s.layers,  # type: ignore[attr-defined]
             {
                 "pocket-gpt2": Preset(
-                    MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET), _OWN
+                    MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM), _OWN
                 ),
                 "gpt2": Preset(MemitSettings(layers=(3, 4, 5), steps=20, covariance_weight=20000.0), "suggested", True),
                 "gpt2-xl": Preset(
@@ -122,7 +125,7 @@ EDITORS = {
             lambda s: s.layers,  # type: ignore[attr-defined]
             {
                 "pocket-gpt2": Preset(
-                    PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET), _OWN
+                    PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE), _OWN
                 ),
                 "gpt2-xl": Preset(
                     PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0), "ResolveUnderOverEdit"
@@ -140,7 +143,7 @@ EDITORS = {
             _build_rome,
             lambda s: [s.layer] if s.covariance else [],  # type: ignore[attr-defined]
             {
-                "pocket-gpt2": Preset(RomeSettings(layer=1, clamp=4.0, **_POCKET), _OWN),
+                "pocket-gpt2": Preset(RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), _OWN),
                 "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
                 "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),

@@ -1,0 +1,122 @@
+"""EditScope's page: assembles the parts, wires what is pressed to what happens, and serves it."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr  # noqa: E402 - after the line above, which gradio reads when imported
+
+from components import header  # noqa: E402
+from components.edit_tab import EditTab  # noqa: E402
+from editing_core.editors.steps.covariance import Corpus, CovarianceStore  # noqa: E402
+from editing_core.models.catalog import DEFAULT  # noqa: E402
+from editing_core.models.host import ModelHost  # noqa: E402
+from editing_core.registry import editor_row  # noqa: E402
+
+MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
+CSS = Path(__file__).with_name("assets") / "theme.css"
+LAUNCH: dict[str, Any] = {
+    "run_history": False,
+    "show_error": False,
+    "max_file_size": "5mb",
+    "footer_links": [],
+    "css_paths": [CSS],
+    "theme": gr.themes.Base(primary_hue="blue", spacing_size="sm", text_size="sm", font=["system-ui", "sans-serif"]),
+}
+
+
+def build(host: ModelHost | None = None) -> gr.Blocks:
+    """The whole page, on a host of models that every visitor shares."""
+    host, store = host or ModelHost(), CovarianceStore()
+    with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+        top = header.build()
+        tab = EditTab(host, store, top)
+        with gr.Tabs(), gr.Tab("Edit"):
+            tab.build()
+        _wire_form(page, tab)
+        _wire_edit(tab)
+        _wire_view(tab)
+    page.queue(max_size=100)
+    return page
+
+
+def _outputs(tab: EditTab) -> set[Any]:
+    """Whatever any handler of the tab may change; handlers name what they do change."""
+    extra = [tab.edit, tab.stop, tab.undo, tab.progress.message, tab.progress.line, tab.progress.losses]
+    more = [tab.header.state, tab.header.load, tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions]
+    return {*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more}
+
+
+def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
+    """Examples, fields, suggestions, model and editor."""
+    inputs, outputs, form = tab.inputs(), _outputs(tab), tab.form
+    quiet: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "undocumented"}
+
+    def present(event: Callable[..., Any]) -> Any:
+        return event(tab.on_present, inputs, trigger_mode="always_last", **quiet, **MODEL_QUEUE)
+
+    for name, chip in form.chips.items():
+        pressed = chip.click(_chip(tab, name), **quiet)
+        present(pressed.then(tab.on_editor, inputs, **quiet).then)
+    for box in form.texts[:3]:
+        present(box.blur)
+    present(form.suggest.click(tab.on_suggest, inputs, **quiet).then)
+    tab.settings.editor.input(tab.on_editor, inputs, **quiet)
+    present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
+    present(tab.header.load.click(tab.on_load, inputs, **quiet, **MODEL_QUEUE).then)
+    page.load(tab.on_editor, inputs, **quiet)
+
+
+def _chip(tab: EditTab, name: str) -> Callable[[], dict[Any, Any]]:
+    return lambda: tab.on_example(name)
+
+
+def _wire_edit(tab: EditTab) -> None:
+    """Edit (also by Enter), Stop and Undo."""
+    inputs, outputs = tab.inputs(), _outputs(tab)
+    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [tab.progress.line]}
+    run = gr.on(
+        [tab.edit.click, *(box.submit for box in tab.form.texts)],
+        tab.on_edit,
+        inputs,
+        outputs,
+        api_name="edit",
+        trigger_mode="once",
+        **shown,
+        **MODEL_QUEUE,
+    )
+    tab.stop.click(tab.on_stop, tab.job, outputs, api_name="stop", queue=False, show_progress="hidden", cancels=[run])
+    tab.undo.click(tab.on_undo, inputs, outputs, api_name="undo", show_progress="hidden")
+
+
+def _wire_view(tab: EditTab) -> None:
+    """What chooses the view: slider, fact, scale."""
+    inputs, outputs = tab.inputs(), set(tab.view.outputs) | {tab.progress.message}
+    for name, widget in (("slide", tab.view.k), ("fact", tab.view.case), ("scale", tab.view.log)):
+        moved = widget.input(
+            tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"
+        )
+        moved.then(tab.on_look, inputs, outputs, api_name=f"{name}_look", show_progress="hidden", **MODEL_QUEUE)
+
+
+def warm(host: ModelHost, store: CovarianceStore) -> None:
+    """Load the bundled model and measure its statistics, so that the first edit is fast."""
+    lm, corpus, row = host.get(DEFAULT), Corpus.bundled(DEFAULT), editor_row("memit")
+    if corpus:
+        store.collect(lm, list(row.layers(row.preset(DEFAULT).settings)), corpus)
+
+
+def main() -> None:
+    """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
+    host = ModelHost()
+    warm(host, CovarianceStore())
+    name = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
+    build(host).launch(server_name=name, server_port=port, **LAUNCH)
+
+
+if __name__ == "__main__":
+    main()
