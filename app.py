@@ -1,7 +1,7 @@
 """EditScope's page: assembles the parts, wires what is pressed to what happens, and serves it."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ LAUNCH: dict[str, Any] = {
 
 def build(host: ModelHost | None = None) -> gr.Blocks:
     """The whole page, on a host of models that every visitor shares."""
+    return assemble(host)[0]
+
+
+def assemble(host: ModelHost | None = None) -> tuple[gr.Blocks, EditTab]:
+    """The page, and its Edit tab for who wants to find widgets by name."""
     host, store = host or ModelHost(), CovarianceStore()
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
         top = header.build()
@@ -40,14 +45,19 @@ def build(host: ModelHost | None = None) -> gr.Blocks:
         _wire_edit(tab)
         _wire_view(tab)
     page.queue(max_size=100)
-    return page
+    return page, tab
 
 
-def _outputs(tab: EditTab) -> set[Any]:
+def _outputs(tab: EditTab) -> list[Any]:
     """Whatever any handler of the tab may change; handlers name what they do change."""
     extra = [tab.edit, tab.stop, tab.undo, tab.progress.message, tab.progress.line, tab.progress.losses]
     more = [tab.header.state, tab.header.load, tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions]
-    return {*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more}
+    return _ordered({*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more})
+
+
+def _ordered(widgets: Iterable[Any]) -> list[Any]:
+    """In order of creation: sets have none of their own, and an endpoint's outputs should keep their places."""
+    return sorted(widgets, key=lambda widget: int(widget._id))
 
 
 def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
@@ -94,7 +104,7 @@ def _wire_edit(tab: EditTab) -> None:
 
 def _wire_view(tab: EditTab) -> None:
     """What chooses the view: slider, fact, scale."""
-    inputs, outputs = tab.inputs(), set(tab.view.outputs) | {tab.progress.message}
+    inputs, outputs = tab.inputs(), _ordered([*tab.view.outputs, tab.progress.message])
     for name, widget in (("slide", tab.view.k), ("fact", tab.view.case), ("scale", tab.view.log)):
         moved = widget.input(
             tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"

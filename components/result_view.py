@@ -51,7 +51,7 @@ def build() -> ResultView:
     proof = gr.HTML("", elem_id="proof")
     with gr.Row(elem_classes="es-follow"):
         k = gr.Slider(0, 1, value=0, step=1, label="Iteration k (0: unedited)", interactive=False, elem_id="k", scale=3, min_width=200)
-        case = gr.Dropdown([], label="Fact shown", interactive=False, visible=False, elem_id="case", scale=2, min_width=160)
+        case = gr.Dropdown([("1.", 0)], value=0, label="Fact shown", interactive=False, visible=False, elem_id="case", scale=2, min_width=160)
         log = gr.Checkbox(False, label="Log scale", elem_id="log", container=False, scale=1, min_width=90)
     figures = _empty_figures()
     plots = {}
@@ -75,7 +75,7 @@ def show_empty(view: ResultView) -> dict[Any, Any]:
         view.verdict: html.EMPTY,
         view.proof: "",
         view.k: gr.Slider(value=0, maximum=1, interactive=False),
-        view.case: gr.Dropdown(choices=[], value=None, interactive=False, visible=False),
+        view.case: gr.Dropdown(choices=[("1.", 0)], value=0, interactive=False, visible=False),
         **{getattr(view, name): figure for name, figure in figures.items()},
         view.generations: html.generations_html(None, None, 0),
         view.table: "",

@@ -56,7 +56,7 @@ def next_token(before: Look | None, after: Look | None, new: str = "", old: str 
     title = "Next token, top 10"
     if before is None or after is None:
         return empty(title, "Press Edit to see what the model would say next.")
-    figure = make_subplots(1, 2, horizontal_spacing=0.2, subplot_titles=("before", "after"))
+    figure = make_subplots(1, 2, horizontal_spacing=0.24, subplot_titles=("before", "after"))
     for column, seen in ((1, before), (2, after)):
         labels = [f"{i + 1}. {escape(t.token.strip() or repr(t.token), quote=False)}" for i, t in enumerate(seen.top)]
         colours = [_token_colour(t.token, new, old) for t in seen.top]
@@ -74,7 +74,7 @@ def next_token(before: Look | None, after: Look | None, new: str = "", old: str 
             row=1,
             col=column,
         )
-    figure.update_xaxes(range=[0, 1.25], tickvals=[0, 0.5, 1])
+    figure.update_xaxes(range=[0, 1.5], tickvals=[0, 0.5, 1])
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return _finish(figure, f"{title} (blue: new object, orange: old object)")
 
@@ -115,7 +115,7 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
 def perplexity(run: RunResult, k: int) -> go.Figure:
     """Edit-target perplexity per iteration, optimised and spread, and |delta p| against the tolerance."""
     table = run.iterations[run.iterations["k"] > 0]
-    title = "Perplexity of the new objects per iteration"
+    title = "Perplexity per iteration"
     if table.empty or "ppl_spread" not in table:
         return empty(title, "No iteration was finished; there is nothing to draw.")
     figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.6, 0.4], vertical_spacing=0.1)
@@ -125,7 +125,7 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     ]
     if len(run.requests) > 1:
         lines += [(f"{c}_median", f"{n}, median", colour, s, "dash") for c, n, colour, s, _ in lines]
-        title += " (dashed: median over facts)"
+        title += " (dashed: median)"
     _add_lines(figure, table, lines, floor=FLOOR, row=1, col=1)
     gap = table.assign(gap=table["delta_ppl"].abs())
     _add_lines(figure, gap, [("gap", "|Δp|", INK, "diamond", "solid")], floor=1e-4, row=2, col=1)
@@ -134,7 +134,7 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     if tolerance > 0:
         figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, row=2, col=1)
         text = f"tolerance {tolerance:g}"
-        figure.add_annotation(x=0, xref="paper", xanchor="left", yanchor="bottom", showarrow=False, text=text, y=float(np.log10(tolerance)), yref="y2")
+        figure.add_annotation(x=1, xref="paper", xanchor="right", yanchor="bottom", showarrow=False, text=text, y=float(np.log10(tolerance)), yref="y2")
     stop = stopping_k(run)
     if stop:
         row = gap[gap["k"] == stop]
@@ -150,7 +150,9 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     if k:
         figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
     figure.update_yaxes(type="log", exponentformat="power", nticks=4, minor={"showgrid": False})
-    figure.update_yaxes(title_text="perplexity", dtick="D2", row=1, col=1)
+    top = float(np.log10(np.nanmax(table[["ppl_optimised", "ppl_spread"]].to_numpy(float), initial=10)))
+    ticks = {"range": [-0.1, 1.1 * top], "dtick": "D2" if top < 1.5 else max(1, round(top / 4))}
+    figure.update_yaxes(title_text="perplexity", **ticks, row=1, col=1)
     figure.update_yaxes(title_text="|Δp|", dtick=2, row=2, col=1)
     figure.update_xaxes(dtick=1, range=[0.7, max(2, len(table)) + 0.3])
     figure.update_xaxes(title_text="iteration k", row=2, col=1)
@@ -281,6 +283,7 @@ def _finish(figure: go.Figure, title: str, height: int = HEIGHT) -> go.Figure:
     """The common look: fixed height, transparent, grey ink, legend below the title."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(
+        template=go.layout.Template(),
         height=height,
         autosize=True,
         margin={"l": 46, "r": 14, "t": 62, "b": 36},

@@ -198,5 +198,8 @@ class WeightDelta:
             name, _, part = key.partition("|")
             parts.setdefault(name, {})[part] = tensor
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
-        updates = {name: kinds[frozenset(p)](**p) for name, p in parts.items()}
-        return WeightDelta(updates, json.loads(metadata.get("provenance", "{}")))
+        try:
+            updates = {name: kinds[frozenset(p)](**p) for name, p in parts.items()}
+            return WeightDelta(updates, json.loads(metadata.get("provenance", "{}")))
+        except (KeyError, ValueError) as error:
+            raise BadRequest(f"{Path(path).name} is damaged; choose an edit saved by EditScope.") from error

@@ -1,0 +1,143 @@
+"""From text to positions, and that batching changes nothing."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
+from editing_core.models.tokens import continuation, encode, last_token_of, pad, subject_last
+from tests.conftest import pocket_tokenizer
+
+PROMPTS = ["Mary Walker was born in", "The capital of France is ", "St. John's, N.F., is in", '"Hello," she said. The']
+SUBJECTS = [
+    "Mary",
+    "Mary Walker",
+    "Oliver Lyttelton, 1st Viscount Chandos",
+    "St. John's",
+    "AT&T Inc.",
+    '"Weird Al" Yankovic',
+    "the old (stone) bridge",
+    "C-3PO",
+    "Who?",
+]
+TEMPLATES = ["{} was born in", "The mother tongue of {} is", "{}'s first language is", "Birthplace of {}:", "As for {}, it"]
+WORDS = st.lists(st.sampled_from("Mary Walker river Paris 42 the of, born. (old) it's x".split()), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("answer", ["London", "the United States", "1999", "New York City, N.Y."])
+def test_continuation_reconstructs_the_ids(prompt, answer):
+    tokenizer = pocket_tokenizer()
+    text = continuation(tokenizer, prompt, answer)
+    whole = tokenizer(f"{prompt.rstrip(' ')} {answer}")["input_ids"]
+    assert list(text.ids) == whole
+    assert list(text.ids[: text.start]) == tokenizer(prompt.rstrip(" "))["input_ids"]
+    assert tokenizer.decode(list(text.object_ids)) == f" {answer}"
+    assert text.inputs == text.ids[:-1]
+    assert [text.ids[at + 1] for at in text.positions] == list(text.object_ids)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=WORDS, answer=WORDS)
+def test_continuation_always_has_an_object(prompt, answer):
+    text = continuation(pocket_tokenizer(), " ".join(prompt), " ".join(answer))
+    assert len(text.object_ids) == len(text.positions) >= 1
+    assert text.start >= 1
+    assert [text.ids[at + 1] for at in text.positions] == list(text.object_ids)
+
+
+def counted(template: str, subject: str) -> int:
+    """The subject's last token by counting the tokens of the text up to the subject's end."""
+    end = template.index("{}") + len(subject)
+    return len(pocket_tokenizer()(template.replace("{}", subject)[:end])["input_ids"]) - 1
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_subject_last_agrees_with_counting(template, subject):
+    assert subject_last(pocket_tokenizer(), template, subject) == counted(template, subject)
+
+
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_subject_last_covers_the_last_character(subject):
+    tokenizer, template = pocket_tokenizer(), "They told us that {}, of all things, is"
+    text = template.replace("{}", subject)
+    end = template.index("{}") + len(subject)
+    start, stop = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][subject_last(tokenizer, template, subject)]
+    assert start < end <= stop
+
+
+def test_subject_last_takes_the_place_not_the_first_occurrence():
+    tokenizer = pocket_tokenizer()
+    template = "Mary was a friend of {} and"
+    assert subject_last(tokenizer, template, "Mary") == counted(template, "Mary") > 0
+    assert last_token_of(tokenizer, "Mary", 4) == len(encode(tokenizer, "Mary")) - 1
+
+
+def test_pad():
+    batch = pad([[5, 6, 7], [8]], "cpu")
+    assert batch.ids.tolist()[0] == [5, 6, 7]
+    assert batch.ids[1, 0] == 8
+    assert batch.mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch.lengths.tolist() == [3, 1]
+
+
+PAIRS = [
+    ("Mary", "London"),
+    ("The old bridge over the river was built long ago by", "the French army"),
+    ("Mary", "Paris"),
+    ("It is", "a"),
+    ("The old bridge over the river was built long ago by", "Germans"),
+    ("Everybody knows that in the year of the great fire Mary Walker went to the city of", "New York City"),
+]
+
+
+def test_scores_do_not_depend_on_the_batch(tiny_lm):
+    together = score_objects(tiny_lm, PAIRS)
+    for pair, score in zip(PAIRS, together, strict=True):
+        (alone,) = score_objects(tiny_lm, [pair])
+        assert score.logp == pytest.approx(alone.logp, abs=1e-5)
+        assert (score.rank, score.choices, score.hit) == (alone.rank, alone.choices, alone.hit)
+
+
+@torch.no_grad()
+def test_score_is_the_mean_log_probability(tiny_lm):
+    prompt, answer = PAIRS[1]
+    text = continuation(tiny_lm.tokenizer, prompt, answer)
+    logp = tiny_lm.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
+    expected = [float(logp[at, text.ids[at + 1]]) for at in text.positions]
+    (score,) = score_objects(tiny_lm, [(prompt, answer)])
+    assert len(expected) > 1
+    assert score.logp == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    assert score.choices == tuple(int(logp[at].argmax()) for at in text.positions)
+    first = logp[text.positions[0]]
+    assert score.rank == 1 + int((first > first[text.object_ids[0]]).sum())
+
+
+@torch.no_grad()
+def test_text_perplexity_reads_the_first_token_only(tiny_lm):
+    texts = ["The old bridge over the river.", "Mary Walker was born in London, and lived there."]
+    expected = []
+    for text in texts:
+        ids = torch.tensor([tiny_lm.tokenizer(text)["input_ids"]])
+        expected.append(float(tiny_lm.model(ids, labels=ids).loss.double().exp()))
+    assert text_perplexities(tiny_lm, texts) == pytest.approx(expected, rel=1e-4)
+
+
+def test_next_tokens_agree_with_generation(tiny_lm):
+    prompt = "Mary Walker was born in"
+    best = next_tokens(tiny_lm, prompt)
+    chances = [t.probability for t in best]
+    assert len(best) == 10
+    assert chances == sorted(chances, reverse=True)
+    assert 0 < sum(chances) <= 1 + 1e-6
+    assert generate(tiny_lm, prompt, tokens=1) == best[0].token or generate(tiny_lm, prompt, tokens=1) == ""
+
+
+def test_generation_stops_at_the_end_of_the_context(tiny_lm):
+    long = "river " * (tiny_lm.context + 10)
+    words = long.split()
+    while len(encode(tiny_lm.tokenizer, " ".join(words))) > tiny_lm.context:
+        words.pop()
+    assert generate(tiny_lm, " ".join(words)) == ""

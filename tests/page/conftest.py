@@ -1,0 +1,82 @@
+"""Fixtures of the page: one app on one host around the bundled model, served on a free port."""
+
+import json
+import warnings
+
+import pytest
+
+import app
+from editing_core.editors.steps.covariance import CovarianceStore
+from editing_core.models.host import ModelHost
+
+
+@pytest.fixture(scope="session")
+def host(pocket):
+    host = ModelHost()
+    host._loaded["pocket-gpt2"] = pocket
+    app.warm(host, CovarianceStore())
+    return host
+
+
+@pytest.fixture(scope="session")
+def assembled(host):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        demo, tab = app.assemble(host)
+        demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LAUNCH)
+    yield demo, tab
+    demo.close()
+
+
+@pytest.fixture(scope="session")
+def page(assembled):
+    return assembled[0]
+
+
+@pytest.fixture(scope="session")
+def tab(assembled):
+    return assembled[1]
+
+
+@pytest.fixture(scope="session")
+def parameters(page):
+    """Widget id -> parameter name of the `edit` endpoint, so that tests name widgets and not positions."""
+    config = page.get_config_file()
+    edit = next(d for d in config["dependencies"] if d["api_name"] == "edit")
+    info = page.get_api_info()["named_endpoints"]["/edit"]["parameters"]
+    names = [p["parameter_name"] for p in info]
+    states = {c["id"] for c in config["components"] if c["type"] == "state"}
+    return dict(zip([i for i in edit["inputs"] if i not in states], names, strict=True))
+
+
+@pytest.fixture(scope="session")
+def saying(tab, parameters):
+    """From a fact to the keyword arguments of `edit`."""
+
+    def arguments(subject="Edward Matthew Ward", prompt="{} was born in", old="London", new="Boston", **more):
+        form, settings = tab.form, tab.settings
+        chosen = {form.subject: subject, form.prompt: prompt, form.old: old, form.new: new, settings.iterations: 1}
+        by_name = {"stop": settings.stop, "iterations": settings.iterations, "editor": settings.editor, "seed": settings.seed}
+        chosen |= {by_name[name]: value for name, value in more.items()}
+        return {parameters[widget._id]: value for widget, value in chosen.items()}
+
+    return arguments
+
+
+@pytest.fixture(scope="session")
+def output_of(page):
+    """What an endpoint gave for one widget, found by the widget."""
+    config = page.get_config_file()
+    states = {c["id"] for c in config["components"] if c["type"] == "state"}
+
+    def find(outputs, widget, name="edit"):
+        dependency = next(d for d in config["dependencies"] if d["api_name"] == name)
+        value = outputs[[i for i in dependency["outputs"] if i not in states].index(widget._id)]
+        return value["value"] if isinstance(value, dict) and "value" in value else value
+
+    return find
+
+
+def as_text(value) -> str:
+    """A widget's value as text to search in."""
+    return value if isinstance(value, str) else json.dumps(value)
