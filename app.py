@@ -99,12 +99,12 @@ def _wire_edit(tab: EditTab) -> None:
         **MODEL_QUEUE,
     )
     tab.stop.click(tab.on_stop, tab.job, outputs, api_name="stop", queue=False, show_progress="hidden", cancels=[run])
-    tab.undo.click(tab.on_undo, inputs, outputs, api_name="undo", show_progress="hidden")
+    tab.undo.click(tab.on_undo, {tab.history, tab.view.log}, outputs, api_name="undo", show_progress="hidden")
 
 
 def _wire_view(tab: EditTab) -> None:
     """What chooses the view: slider, fact, scale."""
-    inputs, outputs = tab.inputs(), _ordered([*tab.view.outputs, tab.progress.message])
+    inputs, outputs = {tab.history, *tab.view.inputs}, _ordered([*tab.view.outputs, tab.progress.message])
     for name, widget in (("slide", tab.view.k), ("fact", tab.view.case), ("scale", tab.view.log)):
         moved = widget.input(
             tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"

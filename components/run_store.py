@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import threading
+import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,8 @@ class RunStore:
         self.capacity = capacity
         self._runs: OrderedDict[str, StoredRun] = OrderedDict()
         self._lock = threading.Lock()
-        self._folder = tempfile.TemporaryDirectory(prefix="editscope-")
+        self._folder = Path(tempfile.mkdtemp(prefix="editscope-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def add(self, stored: StoredRun) -> str:
         """Keep a run; gives its id."""
@@ -63,7 +65,7 @@ class RunStore:
         return stored.files
 
     def _place(self, run_id: str) -> Path:
-        return Path(self._folder.name) / f"run{run_id}"
+        return self._folder / f"run{run_id}"
 
     def __len__(self) -> int:
         with self._lock:

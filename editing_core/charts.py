@@ -283,7 +283,7 @@ def _finish(figure: go.Figure, title: str, height: int = HEIGHT) -> go.Figure:
     """The common look: fixed height, transparent, grey ink, legend below the title."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(
-        template=go.layout.Template(),
+        template="none",
         height=height,
         autosize=True,
         margin={"l": 46, "r": 14, "t": 62, "b": 36},

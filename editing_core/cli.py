@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.edit_file import neighbor_of, read_edits
-from editing_core.data.examples import example, load_examples
+from editing_core.data.examples import Example, example, load_examples
 from editing_core.editors.iterative import StopSettings
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, EditingError
@@ -112,17 +112,21 @@ def _add_plan(parser: argparse.ArgumentParser, iterations: int) -> None:
     parser.set_defaults(default_iterations=iterations)
 
 
-def _plan(options: argparse.Namespace, editor: str = "memit", iterations: int | None = None, stop: str = "perplexity") -> EditPlan:
-    """The plan from the options; the keyword arguments are what the options leave open."""
-    row = editor_row(options.editor or editor)
-    pairs = {}
+def _plan(options: argparse.Namespace, case: Example | None = None) -> EditPlan:
+    """The plan from the options; an example fills in what they leave open."""
+    row = editor_row(options.editor or (case.editor if case else "memit"))
+    pairs: dict[str, Any] = dict(case.settings) if case and row.name == case.editor else {}
     for text in options.set:
         key, equals, value = text.partition("=")
         if not equals:
             raise BadRequest(f"--set takes KEY=VALUE, got {text[:40]!r}; write for example --set steps=30.")
         pairs[key.strip()] = value
-    count = options.iterations if options.iterations is not None else iterations or options.default_iterations
-    stop_settings = StopSettings(iterations=count, stop=options.stop or stop, tolerance=options.tolerance)
+    count = case.iterations if case else options.default_iterations
+    stop_settings = StopSettings(
+        iterations=count if options.iterations is None else options.iterations,
+        stop=options.stop or (case.stop if case else "perplexity"),
+        tolerance=options.tolerance,
+    )
     return EditPlan(row.name, row.preset(options.model).settings.changed(pairs), stop_settings, options.seed)
 
 
@@ -154,7 +158,7 @@ def _requests(options: argparse.Namespace) -> tuple[EditRequest, ...]:
 def _edit(options: argparse.Namespace) -> None:
     if options.example is not None:
         case = example(options.example)
-        requests, plan = case.requests, _plan(options, case.editor, case.iterations, case.stop)
+        requests, plan = case.requests, _plan(options, case)
     else:
         requests = tuple(read_edits(options.file)) if options.file else _requests(options)
         plan = _plan(options)

@@ -1,8 +1,9 @@
 """The ready-made cases the form and the command line offer."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from editing_core import paths
 from editing_core.data.edit_file import edit_of
@@ -12,7 +13,10 @@ from editing_core.types import EditRequest
 
 @dataclass(frozen=True)
 class Example:
-    """A complete case: what to edit, how, and what there is to see. The first request is the inspected one."""
+    """A complete case: what to edit, how, and what there is to see. The first request is the inspected one.
+
+    settings: where the example departs from the editor's preset.
+    """
 
     name: str
     title: str
@@ -21,6 +25,7 @@ class Example:
     iterations: int
     stop: str
     requests: tuple[EditRequest, ...]
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @cache
@@ -31,6 +36,7 @@ def load_examples() -> tuple[Example, ...]:
         Example(
             **{key: row[key] for key in ("name", "title", "story", "editor", "iterations", "stop")},
             requests=tuple(edit_of(r, i, f"example {row['name']}") for i, r in enumerate(row["requests"])),
+            settings=row.get("settings", {}),
         )
         for row in rows
     )

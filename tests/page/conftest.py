@@ -10,6 +10,9 @@ from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.models.host import ModelHost
 
 
+SILENT = {"state", "group", "button"}  # components for which the client gets no output
+
+
 @pytest.fixture(scope="session")
 def host(pocket):
     host = ModelHost()
@@ -67,16 +70,13 @@ def saying(tab, parameters):
 def output_of(page):
     """What an endpoint gave for one widget, found by the widget."""
     config = page.get_config_file()
-    states = {c["id"] for c in config["components"] if c["type"] == "state"}
+    silent = {c["id"] for c in config["components"] if c["type"] in SILENT}
 
     def find(outputs, widget, name="edit"):
         dependency = next(d for d in config["dependencies"] if d["api_name"] == name)
-        value = outputs[[i for i in dependency["outputs"] if i not in states].index(widget._id)]
-        return value["value"] if isinstance(value, dict) and "value" in value else value
+        value = outputs[[i for i in dependency["outputs"] if i not in silent].index(widget._id)]
+        if isinstance(value, dict) and "value" in value:
+            value = value["value"]
+        return json.loads(value["plot"]) if isinstance(value, dict) and "plot" in value else value
 
     return find
-
-
-def as_text(value) -> str:
-    """A widget's value as text to search in."""
-    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,145 @@
+"""Every editor on every family: it writes, leaves no trace, repeats itself, and can be stopped."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from editing_core.editors.iterative import Iterative, StopSettings
+from editing_core.editors.steps.rows import log_perplexity
+from editing_core.errors import Cancelled
+from editing_core.models.delta import WeightDelta
+from editing_core.registry import EDITORS
+from tests.conftest import bit_equal, snapshot
+
+ROUNDS = 2
+SMALL = {"steps": 5, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covariance_floor": 1e-3}
+
+
+@pytest.fixture(params=list(EDITORS))
+def row(request):
+    return EDITORS[request.param]
+
+
+@pytest.fixture
+def make(row, tiny_lm, store, corpus):
+    """A function that builds the editor, statistics included."""
+    settings = row.settings_class().changed(SMALL)
+    if row.name == "rome":
+        settings = replace(settings, layer=1)
+    else:
+        settings = replace(settings, layers=(0, 1), covariance_weight=1.0)
+    store.collect(tiny_lm, list(row.layers(settings)), corpus)
+
+    def build(rounds=ROUNDS, seed=0, **stop):
+        editor = row.build(tiny_lm, settings, store, corpus, seed)
+        return Iterative(editor, StopSettings(**{"iterations": rounds, "stop": "none", **stop}))
+
+    return build
+
+
+def tensors(delta: WeightDelta):
+    return {(n, p): t for n, u in delta.updates.items() for p, t in u.tensors().items()}
+
+
+def equal(a: WeightDelta, b: WeightDelta) -> bool:
+    left, right = tensors(a), tensors(b)
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def test_writes_and_leaves_no_trace(make, tiny_lm, requests_, tmp_path):
+    before, steps, seen = snapshot(tiny_lm.model), [], []
+    outcome = make().edit(tiny_lm, requests_, steps.append, seen.append)
+    assert bit_equal(tiny_lm.model, before)
+    assert len(outcome.rounds) == len(seen) == ROUNDS
+    assert {step.round for step in steps} == {1, 2}
+    assert [r.k for r in outcome.rounds] == [1, 2]
+
+    editor = make().editor
+    plain = log_perplexity(tiny_lm, requests_, editor.contexts)
+    with outcome.delta.applied(tiny_lm.model):
+        assert not bit_equal(tiny_lm.model, before)
+        edited = log_perplexity(tiny_lm, requests_, editor.contexts)
+    assert (edited < plain).all()  # the new objects became likelier
+    torch.testing.assert_close(edited, outcome.rounds[-1].log_p_spread)
+
+    outcome.delta.save(tmp_path / "edit.safetensors")
+    assert equal(WeightDelta.load(tmp_path / "edit.safetensors"), outcome.delta)
+
+
+def test_same_seed_same_result(make, tiny_lm, requests_):
+    first, second = (make(seed=5).edit(tiny_lm, requests_) for _ in range(2))
+    assert equal(first.delta, second.delta)
+    for a, b in zip(first.rounds, second.rounds, strict=True):
+        assert torch.equal(a.log_p_spread, b.log_p_spread)
+        assert torch.equal(a.log_p_optimised, b.log_p_optimised)
+
+
+def test_stopping_at_any_time_leaves_nothing(make, tiny_lm, requests_):
+    before, steps = snapshot(tiny_lm.model), []
+    make().edit(tiny_lm, requests_, steps.append)
+    iterative = make()
+    for last in sorted({0, len(steps) // 3, len(steps) // 2, len(steps) - 1}):
+        left = last
+
+        def stop(_step):
+            nonlocal left
+            if left == 0:
+                raise Cancelled
+            left -= 1
+
+        with pytest.raises(Cancelled):
+            iterative.edit(tiny_lm, requests_, stop)
+        assert bit_equal(tiny_lm.model, before), f"after step {last}"
+
+
+def test_second_round_starts_from_the_first(make, tiny_lm, requests_):
+    """The whole edit of two rounds is what two rounds by hand give."""
+    outcome = make().edit(tiny_lm, requests_)
+    editor = make().editor
+    first = editor.edit(tiny_lm, requests_)
+    with first.delta.applied(tiny_lm.model):
+        second = editor.edit(tiny_lm, requests_)
+    assert equal(outcome.rounds[0].delta, first.delta)
+    assert equal(outcome.delta, first.delta + second.delta)
+    assert torch.equal(outcome.rounds[1].log_p_optimised, second.targets.log_p_final)
+
+
+def test_only_the_layers_asked_for_change(make, row, tiny_lm, requests_):
+    outcome = make(1).edit(tiny_lm, requests_)
+    layers = (1,) if row.name == "rome" else (0, 1)
+    assert set(outcome.delta.updates) == {f"{tiny_lm.architecture.down(layer)}.weight" for layer in layers}
+    for proof in outcome.delta.proofs(tiny_lm.model):
+        assert 1 <= proof.rank <= len(requests_)
+        assert proof.changed > 0.5 * proof.total
+        assert proof.relative_norm > 0
+
+
+def test_tolerance_stops_at_the_first_round_that_agrees(make, tiny_lm, requests_):
+    outcome = make(rounds=4, stop="perplexity", tolerance=1e6).edit(tiny_lm, requests_)
+    assert outcome.converged
+    assert len(outcome.rounds) == 1
+    assert "Stopped after iteration 1" in outcome.stopped
+    never = make(rounds=1, stop="perplexity", tolerance=0.0).edit(tiny_lm, requests_)
+    assert not never.converged
+    assert "still above 0" in never.stopped
+
+
+def test_an_infinite_round_is_rolled_back(make, tiny_lm, requests_):
+    """The second round gives undefined numbers: the first one stays, and the run says so."""
+    before, iterative = snapshot(tiny_lm.model), make(rounds=3)
+    editor, calls = iterative.editor, []
+
+    class Breaking:
+        contexts = editor.contexts
+
+        def edit(self, lm, requests, watch):
+            calls.append(1)
+            outcome = editor.edit(lm, requests, watch)
+            return replace(outcome, delta=outcome.delta.scaled(float("nan"))) if len(calls) == 2 else outcome
+
+    outcome = replace(iterative, editor=Breaking()).edit(tiny_lm, requests_)
+    assert len(outcome.rounds) == 1
+    assert not outcome.converged
+    assert "Iteration 2 produced numbers that are not finite; the edit was rolled back to iteration 1" in outcome.stopped
+    assert bit_equal(tiny_lm.model, before)

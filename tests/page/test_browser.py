@@ -1,0 +1,109 @@
+"""The page in a real browser: an example from click to charts, slider, undo, a refusal, a closed tab."""
+
+import shutil
+import time
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from playwright.sync_api import expect, sync_playwright
+
+from scripts.screenshot import ARGUMENTS, run_example
+
+pytestmark = pytest.mark.browser
+PLOTS = ("probabilities", "perplexity", "next_token", "drift", "metrics", "loss")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab_page(browser, page):
+    """A fresh tab; every console error of it fails the test."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    sheet = context.new_page()
+    errors = []
+    sheet.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    sheet.on("pageerror", lambda error: errors.append(str(error)))
+    sheet.goto(page.local_url)
+    sheet.locator("#edit").wait_for()
+    yield sheet
+    context.close()
+    assert not errors
+
+
+def test_an_example_from_click_to_charts_slider_and_undo(tab_page):
+    run_example(tab_page, 0)
+    expect(tab_page.locator("#verdict")).to_contain_text("sitcom")
+    for name in PLOTS:
+        plot = tab_page.locator(f"#plot-{name} .js-plotly-plot")
+        plot.scroll_into_view_if_needed()
+        assert plot.bounding_box()["height"] > 100, name
+        drawn = tab_page.locator(f"#plot-{name} .js-plotly-plot").evaluate("p => p.data.filter(t => t.y.length).length")
+        assert drawn > 0, name
+    chosen = tab_page.locator("#iteration-table .es-chosen td").first
+    expect(chosen).not_to_have_text("0")
+    box = tab_page.locator("#k input[type=number]")
+    box.fill("0")
+    box.press("Enter")
+    expect(tab_page.locator("#iteration-table .es-chosen td").first).to_have_text("0")
+    expect(tab_page.locator("#verdict")).to_contain_text("Unedited model")
+    tab_page.locator("#undo").click()
+    expect(tab_page.locator("#verdict")).to_contain_text("No edit yet")
+    expect(tab_page.locator("#undo")).to_be_disabled()
+
+
+def test_the_first_screen_answers_without_scrolling(tab_page):
+    run_example(tab_page, 0)
+    for name in ("#verdict", "#plot-probabilities", "#plot-perplexity", "#edit"):
+        box = tab_page.locator(name).bounding_box()
+        assert box["y"] + box["height"] <= 900, name
+
+
+def test_enter_runs_and_a_prompt_without_a_place_is_refused_beside_the_form(tab_page):
+    tab_page.locator("#subject input, #subject textarea").fill("Mario Del Monaco")
+    tab_page.locator("#prompt input, #prompt textarea").fill("no place for it")
+    tab_page.locator("#new input, #new textarea").fill("sitcom")
+    tab_page.locator("#new input, #new textarea").press("Enter")
+    expect(tab_page.locator("#message")).to_contain_text("exactly one is needed")
+
+
+def test_suggest_fills_paraphrases_and_neighbors(tab_page):
+    tab_page.locator("#subject input, #subject textarea").fill("Mario Del Monaco")
+    tab_page.locator("#prompt input, #prompt textarea").fill("{}, often placed in the genre")
+    tab_page.locator("#prompt input, #prompt textarea").blur()
+    expect(tab_page.locator("#old input, #old textarea")).not_to_have_value("")
+    tab_page.get_by_text("Paraphrases and neighbors").click()
+    tab_page.locator("#suggest").click()
+    expect(tab_page.locator("#neighbors")).to_contain_text("opera")
+    expect(tab_page.locator("#neighbors")).to_contain_text("yes")
+
+
+def test_stop_and_a_closed_tab_end_the_work(tab_page, tab):
+    tab_page.locator("#example-3").click()
+    tab_page.locator("#strip .es-token-edited").wait_for()
+    tab_page.locator("#edit").click()
+    expect(tab_page.locator("#stop")).to_be_enabled()
+    tab_page.locator("#stop").click()
+    expect(tab_page.locator("#progress")).to_contain_text("Stopped; the model is as it was")
+    assert len(tab.jobs) == 0
+    tab_page.locator("#edit").click()
+    expect(tab_page.locator("#stop")).to_be_enabled()
+    tab_page.close()
+    end = time.monotonic() + 20
+    while len(tab.jobs) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert len(tab.jobs) == 0
+
+
+def test_a_narrow_page_does_not_scroll_sideways(tab_page):
+    tab_page.set_viewport_size({"width": 380, "height": 800})
+    run_example(tab_page, 0)
+    assert tab_page.evaluate("document.documentElement.scrollWidth") <= 380

@@ -1,0 +1,129 @@
+"""Handlers: what the form refuses and in which words, what the stores keep, what views show."""
+
+import json
+
+import pytest
+from gradio_client import Client
+
+from components import edit_form, progress_view, result_html
+from components.jobs import Job
+from components.run_store import RunStore, StoredRun
+from editing_core import charts
+from editing_core.editors.iterative import StopSettings
+from editing_core.registry import EDITORS, editor_row
+from editing_core.runs.record import EditPlan
+from editing_core.session import look, run_edit
+from editing_core.types import EditRequest, Probe, Step
+
+
+@pytest.fixture(scope="module")
+def run(pocket):
+    request = EditRequest(
+        "Edward Matthew Ward", "{} was born in", "Boston", "London", ("The birthplace of Edward Matthew Ward is",),
+        (Probe("Birthplace of Bernard Cornwell:", "London"),),
+    )
+    plan = EditPlan("memit", editor_row("memit").preset("pocket-gpt2").settings, StopSettings(iterations=2, stop="none"))
+    return run_edit(pocket, [request], plan)
+
+
+@pytest.fixture(scope="module")
+def client(page):
+    return Client(page.local_url, verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("fact", "sentence"),
+    [
+        ({"prompt": "no place for it"}, "exactly one is needed"),
+        ({"subject": ""}, "The subject is empty"),
+        ({"new": "London"}, "equals the old one"),
+        ({"subject": "Zoë"}, "plain English letters only"),
+        ({"new": "<b>Boston</b>"}, "markup"),
+        ({"seed": -1}, "The seed is -1"),
+        ({"seed": None}, "seed is empty"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused_in_one_sentence(client, saying, output_of, tab, fact, sentence):
+    message = output_of(client.predict(**saying(**fact), api_name="/edit"), tab.progress.message)
+    assert sentence in message
+    assert "Traceback" not in message
+
+
+def test_an_edit_shows_verdict_charts_and_downloads(client, saying, output_of, tab):
+    outputs = client.predict(**saying(), api_name="/edit")
+    assert "Boston" in output_of(outputs, tab.view.verdict)
+    for plot in (tab.view.probabilities, tab.view.perplexity, tab.view.next_token, tab.view.metrics, tab.view.loss):
+        assert output_of(outputs, plot)["data"]
+    whole = output_of(outputs, tab.view.whole)
+    with open(whole, encoding="utf-8") as file:
+        assert json.load(file)["editor"] == "memit"
+
+
+def test_every_example_fills_the_form(tab):
+    for name in tab.form.chips:
+        shown = tab.on_example(name)
+        assert shown[tab.form.subject]
+        assert shown[tab.settings.editor] in EDITORS
+
+
+def test_every_setting_of_every_editor_has_a_widget(tab):
+    for name, widgets in tab.settings.widgets.items():
+        assert set(widgets) == set(EDITORS[name].settings_class.__dataclass_fields__)
+
+
+def test_the_store_keeps_no_more_than_it_may(run):
+    store = RunStore(capacity=2)
+    ids = []
+    for _ in range(3):
+        stored = StoredRun(type(run)(**{**vars(run), "id": f"id{len(ids)}"}))
+        ids.append(store.add(stored))
+        store.files(stored)
+    assert len(store) == 2
+    assert store.get(ids[0]) is None
+    assert store.get(ids[2]) is not None
+
+
+def test_a_slow_reader_loses_the_oldest_steps_only():
+    job = Job(lambda watch: [watch(Step("optimise", i, 1000, round=1)) for i in range(1000)])
+    job._thread.join()
+    steps = [step for steps in job.updates() for step in steps]
+    assert steps[-1].done == 999
+    assert len(steps) < 1000
+
+
+def test_a_job_that_fails_keeps_its_error():
+    job = Job(lambda _watch: 1 / 0)
+    job._thread.join()
+    assert isinstance(job.error, ZeroDivisionError)
+
+
+def test_texts_from_outside_are_escaped():
+    left, right = result_html.diff_html("a <b>", "a <script>")
+    assert "<b>" not in left
+    assert "<mark>&lt;script&gt;</mark>" in right
+    assert "<i>" not in progress_view.error_html("<i>")
+
+
+def test_neighbor_rows_survive_the_way_there_and_back():
+    probes = (Probe("Birthplace of Bernard Cornwell:", "London"),)
+    assert edit_form.read_neighbors(edit_form.neighbor_rows(probes, [True])) == probes
+    assert edit_form.read_neighbors([["", "", ""]]) == ()
+    assert edit_form.read_paraphrases("nonsense") == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.98765, "0.988"), (12345.6, "12,346"), (3.2e9, "3.20 · 10<sup>9</sup>"), (0.0, "0")]
+)
+def test_numbers_have_three_digits_and_powers_of_ten(value, text):
+    assert result_html.number(value) == text
+
+
+@pytest.mark.parametrize("k", [0, 1, 2])
+def test_every_chart_draws_every_iteration(pocket, run, k):
+    looks = tuple(look(pocket, run.requests[0].full_prompt, run.delta_at(at), 3) for at in (0, k))
+    figures = charts.all_figures(run, 0, k, looks)
+    for title, figure in figures.items():
+        assert figure.layout.height, title
+        assert len(figure.data) or (k == 0 and title == "Target optimisation"), title
+        assert {trace.type for trace in figure.data} <= {"bar", "scatter", "heatmap"}
+    assert result_html.table_html(run, k).count("<tr") == 4
