@@ -43,7 +43,16 @@ class EditForm:
     @property
     def inputs(self) -> list[Any]:
         """What a request is read from."""
-        return [self.subject, self.prompt, self.old, self.new, self.together, self.paraphrases, self.neighbors, self.example]
+        return [
+            self.subject,
+            self.prompt,
+            self.old,
+            self.new,
+            self.together,
+            self.paraphrases,
+            self.neighbors,
+            self.example,
+        ]
 
     @property
     def texts(self) -> list[gr.Textbox]:
@@ -54,22 +63,69 @@ class EditForm:
 def build() -> EditForm:
     """Place the form's widgets."""
     with gr.Row(elem_classes="es-chips"):
-        chips = {e.name: gr.Button(e.title, size="sm", min_width=80, elem_id=f"example-{i}") for i, e in enumerate(load_examples())}
+        chips = {
+            e.name: gr.Button(e.title, size="sm", min_width=80, elem_id=f"example-{i}")
+            for i, e in enumerate(load_examples())
+        }
     story = gr.HTML(hint_html("Choose an example above or write your own fact."), elem_id="story")
     prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, elem_id="prompt")
     with gr.Row(elem_classes="es-fields"):
-        subject = gr.Textbox(label="Subject", placeholder="Eiffel Tower", max_lines=1, scale=2, min_width=120, elem_id="subject")
-        old = gr.Textbox(label="Old object", placeholder="model's answer", max_lines=1, scale=1, min_width=80, elem_id="old")
+        subject = gr.Textbox(
+            label="Subject", placeholder="Eiffel Tower", max_lines=1, scale=2, min_width=120, elem_id="subject"
+        )
+        old = gr.Textbox(
+            label="Old object", placeholder="model's answer", max_lines=1, scale=1, min_width=80, elem_id="old"
+        )
         new = gr.Textbox(label="New object", placeholder="Rome", max_lines=1, scale=1, min_width=80, elem_id="new")
     strip = gr.HTML(elem_id="strip")
     answers = gr.HTML(elem_id="answers")
     companions = gr.HTML(elem_id="companions")
-    together = gr.Checkbox(True, label="Edit these facts together with it", visible=False, elem_id="together", container=False)
+    together = gr.Checkbox(
+        True, label="Edit these facts together with it", visible=False, elem_id="together", container=False
+    )
     with gr.Accordion("Paraphrases and neighbors", open=False, elem_id="probes"):
-        paraphrases = gr.Dataframe(headers=["paraphrase"], type="array", row_count=1, column_count=1, interactive=True, wrap=True, max_height=160, label="Paraphrases (whole prompts)", elem_id="paraphrases")
-        neighbors = gr.Dataframe(headers=NEIGHBOR_COLUMNS, type="array", row_count=1, column_count=3, static_columns=[2], interactive=True, wrap=True, max_height=200, column_widths=["60%", "24%", "16%"], label="Neighbors that must not change", elem_id="neighbors")
+        paraphrases = gr.Dataframe(
+            headers=["paraphrase"],
+            type="array",
+            row_count=1,
+            column_count=1,
+            interactive=True,
+            wrap=True,
+            max_height=160,
+            label="Paraphrases (whole prompts)",
+            elem_id="paraphrases",
+        )
+        neighbors = gr.Dataframe(
+            headers=NEIGHBOR_COLUMNS,
+            type="array",
+            row_count=1,
+            column_count=3,
+            static_columns=[2],
+            interactive=True,
+            wrap=True,
+            max_height=200,
+            column_widths=["60%", "24%", "16%"],
+            label="Neighbors that must not change",
+            elem_id="neighbors",
+        )
         suggest = gr.Button("Suggest", size="sm", elem_id="suggest")
-    return EditForm(chips, story, subject, prompt, old, new, strip, answers, companions, together, paraphrases, neighbors, suggest, gr.State(""), gr.State(""))
+    return EditForm(
+        chips,
+        story,
+        subject,
+        prompt,
+        old,
+        new,
+        strip,
+        answers,
+        companions,
+        together,
+        paraphrases,
+        neighbors,
+        suggest,
+        gr.State(""),
+        gr.State(""),
+    )
 
 
 def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
@@ -83,7 +139,9 @@ def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
         form.old: first.target_true or "",
         form.new: first.target_new,
         form.companions: f"<ul class='es-companions'>{listed}</ul>" if rest else "",
-        form.together: gr.Checkbox(value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"),
+        form.together: gr.Checkbox(
+            value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"
+        ),
         form.paraphrases: [[p] for p in first.paraphrases] or [[""]],
         form.neighbors: neighbor_rows(first.neighbors),
         form.example: chosen.name,

@@ -104,7 +104,10 @@ class EditTab:
         if self.host.is_loaded(values[self.header.model]):
             yield edit_form.present(self.model(values), values, self.form)
         else:
-            yield {self.form.strip: edit_form.hint_html("Load the model to see its tokens and present answers."), self.form.answers: ""}
+            yield {
+                self.form.strip: edit_form.hint_html("Load the model to see its tokens and present answers."),
+                self.form.answers: "",
+            }
 
     def on_suggest(self, values: Values) -> Shown:
         """Paraphrases and neighbors for the fact in the form."""

@@ -26,8 +26,20 @@ def build() -> Header:
     """Place the header's widgets."""
     with gr.Row(elem_classes="es-header"):
         gr.HTML(NAME)
-        choices = [(f"{row.name} ({_size(row.parameters)}{', bundled' if row.bundled else ''})", row.name) for row in CATALOG.values()]
-        model = gr.Dropdown(choices, value=DEFAULT, label="Model", show_label=False, container=False, elem_id="model", min_width=230, scale=0)
+        choices = [
+            (f"{row.name} ({_size(row.parameters)}{', bundled' if row.bundled else ''})", row.name)
+            for row in CATALOG.values()
+        ]
+        model = gr.Dropdown(
+            choices,
+            value=DEFAULT,
+            label="Model",
+            show_label=False,
+            container=False,
+            elem_id="model",
+            min_width=230,
+            scale=0,
+        )
         load = gr.Button("Load", size="sm", visible=False, elem_id="load", scale=0, min_width=70)
         state = gr.HTML(elem_id="state", elem_classes="es-state")
     return Header(model, state, load)
@@ -41,7 +53,11 @@ def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str,
     if not host.is_loaded(model):
         memory = row.bytes_needed() / 1e9
         return _line("off", "○", f"not loaded; needs about {memory:.2g} GB of memory. {row.note}")
-    return _line("ready", "●", f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {row.note}")
+    return _line(
+        "ready",
+        "●",
+        f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {row.note}",
+    )
 
 
 def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:

@@ -50,8 +50,27 @@ def build() -> ResultView:
     verdict = gr.HTML(html.EMPTY, elem_id="verdict")
     proof = gr.HTML("", elem_id="proof")
     with gr.Row(elem_classes="es-follow"):
-        k = gr.Slider(0, 1, value=0, step=1, label="Iteration k (0: unedited)", interactive=False, elem_id="k", scale=3, min_width=200)
-        case = gr.Dropdown([("1.", 0)], value=0, label="Fact shown", interactive=False, visible=False, elem_id="case", scale=2, min_width=160)
+        k = gr.Slider(
+            0,
+            1,
+            value=0,
+            step=1,
+            label="Iteration k (0: unedited)",
+            interactive=False,
+            elem_id="k",
+            scale=3,
+            min_width=200,
+        )
+        case = gr.Dropdown(
+            [("1.", 0)],
+            value=0,
+            label="Fact shown",
+            interactive=False,
+            visible=False,
+            elem_id="case",
+            scale=2,
+            min_width=160,
+        )
         log = gr.Checkbox(False, label="Log scale", elem_id="log", container=False, scale=1, min_width=90)
     figures = _empty_figures()
     plots = {}
@@ -65,7 +84,9 @@ def build() -> ResultView:
     with gr.Row():
         whole = gr.DownloadButton("Run as JSON", interactive=False, size="sm", elem_id="json")
         iterations = gr.DownloadButton("Iteration table as CSV", interactive=False, size="sm", elem_id="csv")
-    return ResultView(verdict, proof, k, case, log, **plots, generations=generations, table=table, whole=whole, iterations=iterations)
+    return ResultView(
+        verdict, proof, k, case, log, **plots, generations=generations, table=table, whole=whole, iterations=iterations
+    )
 
 
 def show_empty(view: ResultView) -> dict[Any, Any]:

@@ -45,7 +45,13 @@ class SettingsForm:
 def build() -> SettingsForm:
     """Place the plan's widgets."""
     with gr.Row(elem_classes="es-fields"):
-        editor = gr.Dropdown([(r.label, r.name) for r in EDITORS.values()], value="memit", label="Editor", min_width=100, elem_id="editor")
+        editor = gr.Dropdown(
+            [(r.label, r.name) for r in EDITORS.values()],
+            value="memit",
+            label="Editor",
+            min_width=100,
+            elem_id="editor",
+        )
         iterations = gr.Slider(1, MAX_ROUNDS, value=5, step=1, label="Iterations", min_width=150, elem_id="iterations")
     with gr.Accordion("Stop rule, seed and editor settings", open=False, elem_id="settings"):
         stop = gr.Radio(STOPS, value="perplexity", label="Stop rule", elem_id="stop-rule")

@@ -134,7 +134,16 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     if tolerance > 0:
         figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, row=2, col=1)
         text = f"tolerance {tolerance:g}"
-        figure.add_annotation(x=1, xref="paper", xanchor="right", yanchor="bottom", showarrow=False, text=text, y=float(np.log10(tolerance)), yref="y2")
+        figure.add_annotation(
+            x=1,
+            xref="paper",
+            xanchor="right",
+            yanchor="bottom",
+            showarrow=False,
+            text=text,
+            y=float(np.log10(tolerance)),
+            yref="y2",
+        )
     stop = stopping_k(run)
     if stop:
         row = gap[gap["k"] == stop]
@@ -185,9 +194,7 @@ def metrics(run: RunResult, k: int) -> go.Figure:
     return _finish(figure, "Accuracy per iteration")
 
 
-def loss(
-    history: Sequence[Mapping[str, float]], title: str = "Target optimisation", height: int = 190
-) -> go.Figure:
+def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisation", height: int = 190) -> go.Figure:
     """The terms of the target optimisation, step by step."""
     if not history:
         return empty(title, "The loss terms appear here while the target is optimised.", height)
@@ -197,7 +204,7 @@ def loss(
     known = [(name, name, *styles.get(name, (ITERATION, "cross", "dashdot"))) for name in history[0]]
     figure = go.Figure()
     _add_lines(figure, table, known)
-    figure.update_xaxes(title_text="step")
+    figure.update_xaxes(title_text="step", dtick=max(1, len(table) // 8))
     return _finish(figure, title, height)
 
 
@@ -218,9 +225,7 @@ def all_figures(
     }
 
 
-def _add_lines(
-    figure: go.Figure, table: pd.DataFrame, lines: Lines, floor: float | None = None, **cell: int
-) -> None:
+def _add_lines(figure: go.Figure, table: pd.DataFrame, lines: Lines, floor: float | None = None, **cell: int) -> None:
     """One line per column over k; NaN leaves a gap."""
     for column, label, colour, symbol, dash in lines:
         if column not in table:

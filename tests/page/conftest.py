@@ -59,7 +59,12 @@ def saying(tab, parameters):
     def arguments(subject="Edward Matthew Ward", prompt="{} was born in", old="London", new="Boston", **more):
         form, settings = tab.form, tab.settings
         chosen = {form.subject: subject, form.prompt: prompt, form.old: old, form.new: new, settings.iterations: 1}
-        by_name = {"stop": settings.stop, "iterations": settings.iterations, "editor": settings.editor, "seed": settings.seed}
+        by_name = {
+            "stop": settings.stop,
+            "iterations": settings.iterations,
+            "editor": settings.editor,
+            "seed": settings.seed,
+        }
         chosen |= {by_name[name]: value for name, value in more.items()}
         return {parameters[widget._id]: value for widget, value in chosen.items()}
 

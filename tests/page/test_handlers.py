@@ -19,10 +19,16 @@ from editing_core.types import EditRequest, Probe, Step
 @pytest.fixture(scope="module")
 def run(pocket):
     request = EditRequest(
-        "Edward Matthew Ward", "{} was born in", "Boston", "London", ("The birthplace of Edward Matthew Ward is",),
+        "Edward Matthew Ward",
+        "{} was born in",
+        "Boston",
+        "London",
+        ("The birthplace of Edward Matthew Ward is",),
         (Probe("Birthplace of Bernard Cornwell:", "London"),),
     )
-    plan = EditPlan("memit", editor_row("memit").preset("pocket-gpt2").settings, StopSettings(iterations=2, stop="none"))
+    plan = EditPlan(
+        "memit", editor_row("memit").preset("pocket-gpt2").settings, StopSettings(iterations=2, stop="none")
+    )
     return run_edit(pocket, [request], plan)
 
 
