@@ -7,14 +7,14 @@ from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-import gradio as gr  # noqa: E402 - after the line above, which gradio reads when imported
+import gradio as gr
 
-from components import header  # noqa: E402
-from components.edit_tab import EditTab  # noqa: E402
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore  # noqa: E402
-from editing_core.models.catalog import DEFAULT  # noqa: E402
-from editing_core.models.host import ModelHost  # noqa: E402
-from editing_core.registry import editor_row  # noqa: E402
+from components import header
+from components.edit_tab import EditTab
+from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.models.catalog import DEFAULT
+from editing_core.models.host import ModelHost
+from editing_core.registry import editor_row
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = Path(__file__).with_name("assets") / "theme.css"
@@ -66,6 +66,7 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
     quiet: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "undocumented"}
 
     def present(event: Callable[..., Any]) -> Any:
+        """Refresh what the model says now, after `event`."""
         return event(tab.on_present, inputs, trigger_mode="always_last", **quiet, **MODEL_QUEUE)
 
     for name, chip in form.chips.items():

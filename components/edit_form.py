@@ -10,7 +10,7 @@ import pandas as pd
 
 from components.token_strip import answers_html, hint_html, strip_html, tokens_of
 from editing_core.data.examples import Example, example, load_examples
-from editing_core.errors import BadRequest, EditingError
+from editing_core.errors import EditingError
 from editing_core.evaluation.scoring import next_tokens, score_objects
 from editing_core.models.language_model import LanguageModel
 from editing_core.session import present_answer
@@ -70,62 +70,56 @@ def build() -> EditForm:
     story = gr.HTML(hint_html("Choose an example above or write your own fact."), elem_id="story")
     prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, elem_id="prompt")
     with gr.Row(elem_classes="es-fields"):
-        subject = gr.Textbox(
-            label="Subject", placeholder="Eiffel Tower", max_lines=1, scale=2, min_width=120, elem_id="subject"
-        )
-        old = gr.Textbox(
-            label="Old object", placeholder="model's answer", max_lines=1, scale=1, min_width=80, elem_id="old"
-        )
-        new = gr.Textbox(label="New object", placeholder="Rome", max_lines=1, scale=1, min_width=80, elem_id="new")
-    strip = gr.HTML(elem_id="strip")
-    answers = gr.HTML(elem_id="answers")
-    companions = gr.HTML(elem_id="companions")
-    together = gr.Checkbox(
-        True, label="Edit these facts together with it", visible=False, elem_id="together", container=False
+        subject = _field("Subject", "Eiffel Tower", "subject", 2)
+        old = _field("Old object", "model's answer", "old", 1)
+        new = _field("New object", "Rome", "new", 1)
+    return EditForm(
+        chips=chips,
+        story=story,
+        subject=subject,
+        prompt=prompt,
+        old=old,
+        new=new,
+        strip=gr.HTML(elem_id="strip"),
+        answers=gr.HTML(elem_id="answers"),
+        companions=gr.HTML(elem_id="companions"),
+        together=gr.Checkbox(True, label="Edit together", visible=False, elem_id="together", container=False),
+        **_build_probes(),
+        example=gr.State(""),
+        filled=gr.State(""),
     )
+
+
+def _field(label: str, placeholder: str, name: str, scale: int) -> gr.Textbox:
+    return gr.Textbox(
+        label=label, placeholder=placeholder, max_lines=1, scale=scale, min_width=40 + 40 * scale, elem_id=name
+    )
+
+
+def _build_probes() -> dict[str, Any]:
+    """The folded tables of paraphrases and neighbors."""
+    common: dict[str, Any] = {"type": "array", "row_count": 1, "interactive": True, "wrap": True}
     with gr.Accordion("Paraphrases and neighbors", open=False, elem_id="probes"):
         paraphrases = gr.Dataframe(
             headers=["paraphrase"],
-            type="array",
-            row_count=1,
             column_count=1,
-            interactive=True,
-            wrap=True,
             max_height=160,
             label="Paraphrases (whole prompts)",
             elem_id="paraphrases",
+            **common,
         )
         neighbors = gr.Dataframe(
             headers=NEIGHBOR_COLUMNS,
-            type="array",
-            row_count=1,
             column_count=3,
             static_columns=[2],
-            interactive=True,
-            wrap=True,
             max_height=200,
             column_widths=["60%", "24%", "16%"],
             label="Neighbors that must not change",
             elem_id="neighbors",
+            **common,
         )
         suggest = gr.Button("Suggest", size="sm", elem_id="suggest")
-    return EditForm(
-        chips,
-        story,
-        subject,
-        prompt,
-        old,
-        new,
-        strip,
-        answers,
-        companions,
-        together,
-        paraphrases,
-        neighbors,
-        suggest,
-        gr.State(""),
-        gr.State(""),
-    )
+    return {"paraphrases": paraphrases, "neighbors": neighbors, "suggest": suggest}
 
 
 def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
@@ -193,7 +187,7 @@ def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dic
         empty = not (values[form.subject] or values[form.prompt])
         return {form.strip: "" if empty else hint_html(str(error)), form.answers: ""}
     with lm.lock:
-        shown = {
+        shown: dict[Any, Any] = {
             form.strip: strip_html(*tokens_of(lm, request)),
             form.answers: answers_html(next_tokens(lm, request.full_prompt, 5)),
         }

@@ -14,6 +14,7 @@ import gradio as gr
 from components import edit_form, header, progress_view, result_view, settings_form
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
+from components.token_strip import hint_html
 from editing_core.data.examples import example
 from editing_core.data.suggest import suggest
 from editing_core.editors.steps.covariance import CovarianceStore
@@ -105,7 +106,7 @@ class EditTab:
             yield edit_form.present(self.model(values), values, self.form)
         else:
             yield {
-                self.form.strip: edit_form.hint_html("Load the model to see its tokens and present answers."),
+                self.form.strip: hint_html("Load the model to see its tokens and present answers."),
                 self.form.answers: "",
             }
 

@@ -35,7 +35,8 @@ def verdict_html(verdict: Verdict) -> str:
 
 def unedited_html() -> str:
     """The banner at k = 0."""
-    return "<div class='es-verdict es-verdict-none' role='status'><b>Unedited model</b> (k = 0). Move the slider to the right to see the edit.</div>"
+    text = "<b>Unedited model</b> (k = 0). Move the slider to the right to see the edit."
+    return f"<div class='es-verdict es-verdict-none' role='status'>{text}</div>"
 
 
 def proof_html(run: RunResult, k: int) -> str:
@@ -44,8 +45,8 @@ def proof_html(run: RunResult, k: int) -> str:
     changed, total = sum(p.changed for p in proofs), sum(p.total for p in proofs)
     largest = max((p.relative_norm for p in proofs), default=0.0)
     head = (
-        f"{changed:,} of {total:,} entries in {len(proofs)} matrices changed, largest relative norm {number(largest)} · "
-        f"edit {run.edit_seconds:.1f} s, with measuring {run.seconds:.1f} s · {escape(run.stopped)}"
+        f"{changed:,} of {total:,} entries in {len(proofs)} matrices changed, largest relative norm {number(largest)}"
+        f" · edit {run.edit_seconds:.1f} s, with measuring {run.seconds:.1f} s · {escape(run.stopped)}"
         if proofs
         else f"k = 0: no weight is changed. {escape(run.stopped)}"
     )
@@ -101,16 +102,18 @@ def table_html(run: RunResult, k: int) -> str:
         + "</tr>"
         for row in run.iterations[columns].to_dict("records")
     )
-    meanings = "".join(
-        f"<dt>{escape(c)} ({escape(CARDS[c].label)}{', ' + CARDS[c].better + ' is better' if CARDS[c].better else ''})</dt>"
-        f"<dd>{escape(CARDS[c].definition)}</dd>"
-        for c in columns[1:]
-    )
+    meanings = "".join(_meaning(column) for column in columns[1:])
     return (
         f"<div class='es-scroll'><table class='es-table' id='iteration-table'><thead><tr>{head}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
         f"<details class='es-proof'><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
     )
+
+
+def _meaning(column: str) -> str:
+    card = CARDS[column]
+    better = f", {card.better} is better" if card.better else ""
+    return f"<dt>{escape(column)} ({escape(card.label)}{better})</dt><dd>{escape(card.definition)}</dd>"
 
 
 def _head(column: str) -> str:

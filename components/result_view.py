@@ -72,13 +72,7 @@ def build() -> ResultView:
             min_width=160,
         )
         log = gr.Checkbox(False, label="Log scale", elem_id="log", container=False, scale=1, min_width=90)
-    figures = _empty_figures()
-    plots = {}
-    for pair in (("probabilities", "perplexity"), ("next_token", "drift"), ("metrics", "loss")):
-        with gr.Row(elem_classes="es-plots"):
-            for name in pair:
-                with gr.Column(min_width=300, scale=3 if name == "probabilities" else 2):
-                    plots[name] = gr.Plot(figures[name], show_label=False, container=False, elem_id=f"plot-{name}")
+    plots = _build_plots()
     generations = gr.HTML(html.generations_html(None, None, 0), elem_id="generations")
     table = gr.HTML("", elem_id="table")
     with gr.Row():
@@ -87,6 +81,17 @@ def build() -> ResultView:
     return ResultView(
         verdict, proof, k, case, log, **plots, generations=generations, table=table, whole=whole, iterations=iterations
     )
+
+
+def _build_plots() -> dict[str, gr.Plot]:
+    """Two charts in a row; the first two are what the first screen must show."""
+    figures, plots = _empty_figures(), {}
+    for pair in (("probabilities", "perplexity"), ("next_token", "drift"), ("metrics", "loss")):
+        with gr.Row(elem_classes="es-plots"):
+            for name in pair:
+                with gr.Column(min_width=300, scale=3 if name == "probabilities" else 2):
+                    plots[name] = gr.Plot(figures[name], show_label=False, container=False, elem_id=f"plot-{name}")
+    return plots
 
 
 def show_empty(view: ResultView) -> dict[Any, Any]:

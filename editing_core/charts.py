@@ -37,14 +37,8 @@ def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False)
             hover = [_hover(row, row[column]) for _, row in table.iterrows()]
             pattern = {"shape": "/", "fgcolor": colour, "fillmode": "overlay", "size": 5} if faded else None
             marker = {"color": "rgba(128,128,128,0.12)" if faded else colour, "line": {"color": colour, "width": 1}}
-            figure.add_bar(
-                x=names,
-                y=_clip(table[column], log),
-                name=f"{what}, {when}",
-                marker={**marker, "pattern": pattern},
-                hovertext=hover,
-                hoverinfo="text",
-            )
+            style = {"marker": {**marker, "pattern": pattern}, "hovertext": hover, "hoverinfo": "text"}
+            figure.add_bar(x=names, y=_clip(table[column], log), name=f"{what}, {when}", **style)
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.0)
     axis = {"type": "log", "range": [-6, 0.1], "dtick": 1, "exponentformat": "power"} if log else {"range": [0, 1.02]}
     figure.update_yaxes(**axis)
@@ -127,45 +121,33 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
         lines += [(f"{c}_median", f"{n}, median", colour, s, "dash") for c, n, colour, s, _ in lines]
         title += " (dashed: median)"
     _add_lines(figure, table, lines, floor=FLOOR, row=1, col=1)
-    gap = table.assign(gap=table["delta_ppl"].abs())
-    _add_lines(figure, gap, [("gap", "|Δp|", INK, "diamond", "solid")], floor=1e-4, row=2, col=1)
-    figure.for_each_trace(lambda trace: trace.update(showlegend=trace.name in ("optimised", "spread")))
-    tolerance = run.plan.stop.tolerance
-    if tolerance > 0:
-        figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, row=2, col=1)
-        text = f"tolerance {tolerance:g}"
-        figure.add_annotation(
-            x=1,
-            xref="paper",
-            xanchor="right",
-            yanchor="bottom",
-            showarrow=False,
-            text=text,
-            y=float(np.log10(tolerance)),
-            yref="y2",
-        )
-    stop = stopping_k(run)
-    if stop:
-        row = gap[gap["k"] == stop]
-        figure.add_scatter(
-            x=[stop],
-            y=_clip(row["gap"], True, 1e-4),
-            mode="markers",
-            marker={"symbol": "star", "size": 15, "color": KEPT, "line": {"color": INK, "width": 1}},
-            name=f"agreement at k = {stop}",
-            row=2,
-            col=1,
-        )
+    _add_gap(figure, run, table.assign(gap=table["delta_ppl"].abs()))
     if k:
         figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
-    figure.update_yaxes(type="log", exponentformat="power", nticks=4, minor={"showgrid": False})
     top = float(np.log10(np.nanmax(table[["ppl_optimised", "ppl_spread"]].to_numpy(float), initial=10)))
     ticks = {"range": [-0.1, 1.1 * top], "dtick": "D2" if top < 1.5 else max(1, round(top / 4))}
+    figure.update_yaxes(type="log", exponentformat="power", minor={"showgrid": False})
     figure.update_yaxes(title_text="perplexity", **ticks, row=1, col=1)
     figure.update_yaxes(title_text="|Δp|", dtick=2, row=2, col=1)
     figure.update_xaxes(dtick=1, range=[0.7, max(2, len(table)) + 0.3])
     figure.update_xaxes(title_text="iteration k", row=2, col=1)
     return _finish(figure, title)
+
+
+def _add_gap(figure: go.Figure, run: RunResult, gap: pd.DataFrame) -> None:
+    """The lower half: |delta p|, the tolerance and the k that first meets it."""
+    cell = {"row": 2, "col": 1}
+    _add_lines(figure, gap, [("gap", "|Δp|", INK, "diamond", "solid")], floor=1e-4, **cell)
+    figure.for_each_trace(lambda trace: trace.update(showlegend=trace.name in ("optimised", "spread")))
+    tolerance = run.plan.stop.tolerance
+    if tolerance > 0:
+        figure.add_hline(tolerance, line={"color": INK, "dash": "dash", "width": 1}, **cell)
+        place = {"x": 1, "xref": "paper", "xanchor": "right", "y": float(np.log10(tolerance)), "yref": "y2"}
+        figure.add_annotation(text=f"tolerance {tolerance:g}", yanchor="bottom", showarrow=False, **place)
+    if stop := stopping_k(run):
+        marker = {"symbol": "star", "size": 15, "color": KEPT, "line": {"color": INK, "width": 1}}
+        y = _clip(gap["gap"][gap["k"] == stop], True, 1e-4)
+        figure.add_scatter(x=[stop], y=y, mode="markers", marker=marker, name=f"agreement at k = {stop}", **cell)
 
 
 def stopping_k(run: RunResult) -> int | None:

@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     stats = commands.add_parser("stats", help="show or collect the covariance statistics of a model")
     stats.add_argument("--model", default=DEFAULT)
     stats.add_argument("--editor", default="memit")
-    stats.add_argument("--collect", type=Path, nargs="?", const=Path(), metavar="TEXTFILE", help="one document per line")
+    stats.add_argument(
+        "--collect", type=Path, nargs="?", const=Path(), metavar="TEXTFILE", help="one document per line"
+    )
     stats.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     stats.set_defaults(command=_stats)
     return parser
@@ -133,7 +135,9 @@ def _plan(options: argparse.Namespace, case: Example | None = None) -> EditPlan:
 def load_model(name: str, dtype: str = "float32") -> LanguageModel:
     """A catalog name, a hub id or (on the command line only) a local folder."""
     folder = Path(name)
-    local = name not in CATALOG and folder.is_dir() and (not HUB_ID.fullmatch(name) or (folder / "config.json").is_file())
+    local = (
+        name not in CATALOG and folder.is_dir() and (not HUB_ID.fullmatch(name) or (folder / "config.json").is_file())
+    )
     return LanguageModel.load(folder.name if local else name, dtype=dtype, folder=folder if local else None)
 
 
@@ -179,7 +183,7 @@ def _write_html(lm: LanguageModel, result: RunResult, path: Path) -> None:
     from editing_core import charts
 
     first, last = result.requests[0], result.last
-    looks = tuple(look(lm, first.full_prompt, result.delta_at(k)) for k in (0, last))
+    looks = (look(lm, first.full_prompt, result.delta_at(0)), look(lm, first.full_prompt, result.delta_at(last)))
     figures = charts.all_figures(result, first.case_id, last, looks)
     verdict = result.verdict()
     title = f"{first.full_prompt} {first.target_new}: {verdict.label}"
@@ -220,11 +224,18 @@ def _print_result(result: RunResult) -> None:
 
 def _print_iterations(result: RunResult) -> None:
     columns = ["k", *[c for c in result.iterations.columns if c not in ("k",) and "median" not in c]]
-    short = {c: c.replace("efficacy", "eff").replace("generalization", "gen").replace("specificity", "spec") for c in columns}
-    short = {c: s.replace("accuracy", "acc").replace("success", "succ").replace("optimised", "opt") for c, s in short.items()}
+    short = {
+        c: c.replace("efficacy", "eff").replace("generalization", "gen").replace("specificity", "spec") for c in columns
+    }
+    short = {
+        c: s.replace("accuracy", "acc").replace("success", "succ").replace("optimised", "opt") for c, s in short.items()
+    }
     print("".join(f"{short[c]:>13}" for c in columns))
     for _, row in result.iterations.iterrows():
-        cells = [f"{int(row['k'])}", *("-" if row[c] != row[c] or row[c] is None else f"{row[c]:.4g}" for c in columns[1:])]
+        cells = [
+            f"{int(row['k'])}",
+            *("-" if row[c] != row[c] or row[c] is None else f"{row[c]:.4g}" for c in columns[1:]),
+        ]
         print("".join(f"{cell:>13}" for cell in cells))
 
 

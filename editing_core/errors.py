@@ -45,5 +45,5 @@ class NotFinite(EditingError):
     """The edit produced infinities or not-a-numbers; nothing of it was kept."""
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error: somebody pressed Stop
+class Cancelled(Exception):
     """Raised through `watch` to leave work early; every `with` on the way out restores the model."""

@@ -6,6 +6,7 @@ never validated in a paper.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from editing_core.editors.base import Editor
 from editing_core.editors.memit import Memit, MemitSettings
@@ -53,7 +54,9 @@ def _covariances(
     lm: LanguageModel, layers: Sequence[int], store: CovarianceStore, corpus: Corpus | None, floor: float
 ) -> dict[int, Covariance]:
     if max(layers) >= lm.layers:
-        raise BadSetting(f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them.")
+        raise BadSetting(
+            f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them."
+        )
     if corpus is None:
         raise StatisticsMissing(
             f"No covariance statistics are bundled for {lm.name}; collect them with "
@@ -85,9 +88,9 @@ def _build_rome(
 
 
 # Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
-_POCKET = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
-_POCKET_STREAM = {**_POCKET, "rate": 0.06, "decay": 3.0}
-_POCKET_MODULE = {**_POCKET, "rate": 0.5, "decay": 0.05}
+_POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
+_POCKET_STREAM: dict[str, Any] = {**_POCKET, "rate": 0.06, "decay": 3.0}
+_POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
 _OWN = "chosen on the tune part of pocket-facts"
 
 EDITORS = {
@@ -111,7 +114,9 @@ EDITORS = {
                 ),
                 "gpt-j-6b": Preset(MemitSettings(), "kmeng01/memit"),
                 "llama-2-7b": Preset(
-                    MemitSettings(layers=(4, 5, 6, 7, 8), decay=0.5, clamp=1.0), "EasyEdit layers, our clamp and decay", True
+                    MemitSettings(layers=(4, 5, 6, 7, 8), decay=0.5, clamp=1.0),
+                    "EasyEdit layers, our clamp and decay",
+                    True,
                 ),
             },
         ),
@@ -128,7 +133,8 @@ EDITORS = {
                     PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE), _OWN
                 ),
                 "gpt2-xl": Preset(
-                    PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0), "ResolveUnderOverEdit"
+                    PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0),
+                    "ResolveUnderOverEdit",
                 ),
                 "gpt-j-6b": Preset(PmetSettings(steps=30, rate=0.2, kl_factor=1.0), "EasyEdit"),
                 "llama-2-7b": Preset(PmetSettings(layers=(4, 5, 6, 7, 8), steps=20, clamp=1.0), "EasyEdit"),

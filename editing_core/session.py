@@ -49,7 +49,10 @@ def run_edit(
         story.add(0, WeightDelta())
         outcome = Iterative(editor, plan.stop).edit(lm, requests, watch, story.add_round)
     if not outcome.rounds:
-        raise NotFinite(f"The edit produced numbers that are not finite, so nothing was kept; use a smaller step than the present rate. ({outcome.stopped})")
+        raise NotFinite(
+            "The edit produced numbers that are not finite, so nothing was kept; use a smaller step than the present "
+            f"rate. ({outcome.stopped})"
+        )
     return RunResult(
         plan=plan,
         requests=requests,
@@ -83,7 +86,9 @@ def prepare(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditReq
             lm.check_text(text)
         other = pairs.setdefault((request.subject, request.prompt), request.target_new)
         if other != request.target_new:
-            raise BadRequest(f"The fact {request.full_prompt[:80]!r} is given twice with different new objects; keep one.")
+            raise BadRequest(
+                f"The fact {request.full_prompt[:80]!r} is given twice with different new objects; keep one."
+            )
     missing = {r.case_id: present_answer(lm, r.full_prompt) for r in requests if not r.target_true}
     return with_targets(tuple(requests), missing)
 
@@ -124,7 +129,9 @@ def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30) -
 class _Story:
     """Collects the tables of a run, one chapter per iteration."""
 
-    def __init__(self, lm: LanguageModel, requests: tuple[EditRequest, ...], evaluator: Evaluator, watch: Watch) -> None:
+    def __init__(
+        self, lm: LanguageModel, requests: tuple[EditRequest, ...], evaluator: Evaluator, watch: Watch
+    ) -> None:
         self.lm, self.requests, self.evaluator, self.watch = lm, requests, evaluator, watch
         self.iterations: list[Row] = []
         self.probes: list[pd.DataFrame] = []

@@ -23,7 +23,9 @@ def check_text(text: object, name: str) -> str:
     if not text:
         raise BadRequest(f"The {name} is empty; enter some text.")
     if len(text) > MAX_CHARACTERS:
-        raise BadRequest(f"The {name} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are allowed; shorten it.")
+        raise BadRequest(
+            f"The {name} has {len(text):,} characters, at most {MAX_CHARACTERS:,} are allowed; shorten it."
+        )
     if found := _MARKUP.search(text):
         raise BadRequest(f"The {name} contains the markup {found[0][:40]!r}; only plain text is allowed, remove it.")
     if not text.isprintable():
@@ -84,7 +86,9 @@ class EditRequest:
                 f"write {{}} where {self.subject[:40]!r} belongs."
             )
         if "{}" in self.subject:
-            raise BadRequest(f"The subject {self.subject[:40]!r} contains {{}}, which belongs in the prompt; remove it.")
+            raise BadRequest(
+                f"The subject {self.subject[:40]!r} contains {{}}, which belongs in the prompt; remove it."
+            )
 
     @property
     def full_prompt(self) -> str:

@@ -1,0 +1,1 @@
+"""Things one runs rarely: train the bundled model, measure results, take screenshots."""

@@ -21,7 +21,13 @@ from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-SHOWN = ("efficacy_accuracy", "efficacy_success", "generalization_success", "specificity_accuracy", "specificity_success")
+SHOWN = (
+    "efficacy_accuracy",
+    "efficacy_success",
+    "generalization_success",
+    "specificity_accuracy",
+    "specificity_success",
+)
 SHOWN += ("score_success", "collapse_ppl", "delta_ppl")
 log = logging.getLogger("results")
 
@@ -56,7 +62,9 @@ def measure(lm: LanguageModel, case: Case) -> list[dict]:
         settings = row.preset(lm.name).settings.changed(case.settings)
         run = run_edit(lm, requests, EditPlan(case.editor, settings, StopSettings(iterations=case.iterations), seed))
         record = run.to_json()
-        out.append({"seed": seed, "stopped": run.stopped, "k": run.last, "rows": record["iterations"], "seconds": run.seconds})
+        out.append(
+            {"seed": seed, "stopped": run.stopped, "k": run.last, "rows": record["iterations"], "seconds": run.seconds}
+        )
         log.info("%s seed %d: %s %.0f s", case.title, seed, run.stopped, run.seconds)
     return out
 

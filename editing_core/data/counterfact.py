@@ -35,7 +35,9 @@ def request_of(record: Mapping[str, Any], source: str) -> EditRequest:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         case = record.get("case_id", "without case_id") if isinstance(record, Mapping) else "of no known form"
-        raise BadRequest(f"Record {case} of {source} does not follow CounterFact's schema ({error}); correct it.") from error
+        raise BadRequest(
+            f"Record {case} of {source} does not follow CounterFact's schema ({error}); correct it."
+        ) from error
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:

@@ -26,5 +26,7 @@ def load_dataset(name: str) -> list[EditRequest]:
 def sample(requests: list[EditRequest], limit: int, seed: int) -> list[EditRequest]:
     """`limit` requests drawn without replacement; no two about the same subject and relation."""
     if not 1 <= limit <= len(requests):
-        raise BadRequest(f"{limit} edits were asked for, this data set part has {len(requests)}; ask for 1 to {len(requests)}.")
+        raise BadRequest(
+            f"{limit} edits were asked for, this data set part has {len(requests)}; ask for 1 to {len(requests)}."
+        )
     return random.Random(seed).sample(requests, limit)

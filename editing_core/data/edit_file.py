@@ -53,4 +53,4 @@ def neighbor_of(value: Any) -> Probe:
     if isinstance(value, str) and "=" in value:
         prompt, _, answer = value.rpartition("=")
         return Probe(prompt, answer)
-    raise BadRequest(f"The neighbor {str(value)[:60]!r} has no answer; write it as \"prompt=answer\".")
+    raise BadRequest(f'The neighbor {str(value)[:60]!r} has no answer; write it as "prompt=answer".')

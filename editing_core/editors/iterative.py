@@ -29,7 +29,11 @@ class StopSettings(Settings):
     """How long to iterate."""
 
     iterations: int = setting(5, "Most iterations", 1, MAX_ROUNDS)
-    stop: str = setting("perplexity", "perplexity: stop when |delta p| <= tolerance; none: all iterations", choices=("perplexity", "none"))
+    stop: str = setting(
+        "perplexity",
+        "perplexity: stop when |delta p| <= tolerance; none: all iterations",
+        choices=("perplexity", "none"),
+    )
     tolerance: float = setting(1.0, "epsilon: the largest |delta p| that counts as agreement", 0.0, 1e6)
 
 
@@ -104,13 +108,16 @@ class Iterative:
                 outcome = self.editor.edit(lm, requests, told)
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
             if done is None or not done.finite:
-                reason = f"Iteration {k} produced numbers that are not finite; the edit was rolled back to iteration {k - 1}."
+                reason = (
+                    f"Iteration {k} gave numbers that are not finite; the edit was rolled back to iteration {k - 1}."
+                )
                 return IterativeOutcome(tuple(rounds), reason, converged=False)
             rounds.append(done)
             total = done.delta
             on_round(done)
             if self.settings.stop == "perplexity" and abs(done.delta_ppl) <= self.settings.tolerance:
-                reason = f"Stopped after iteration {k}: |delta p| = {abs(done.delta_ppl):.3g} is at most {self.settings.tolerance:g}."
+                gap = f"|delta p| = {abs(done.delta_ppl):.3g} is at most {self.settings.tolerance:g}"
+                reason = f"Stopped after iteration {k}: {gap}."
                 return IterativeOutcome(tuple(rounds), reason, converged=True)
         reason = f"All {self.settings.iterations} iterations were used."
         if self.settings.stop == "perplexity":

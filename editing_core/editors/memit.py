@@ -11,7 +11,7 @@ from editing_core.editors.base import EditOutcome
 from editing_core.editors.settings import TargetSettings, setting
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Covariance
-from editing_core.editors.steps.spread import spread
+from editing_core.editors.steps.spread import Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Watch, ignore
@@ -26,7 +26,10 @@ class MemitSettings(TargetSettings):
         15000.0, "lambda: how strongly known keys are protected; larger edits less [mom2_update_weight]", 1e-3, 1e9
     )
     covariance_floor: float = setting(
-        0.0, "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons", 0.0, 1.0
+        0.0,
+        "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons",
+        0.0,
+        1.0,
     )
 
 
@@ -42,15 +45,9 @@ class Memit:
         """Optimise every fact's state after the last edited block, then let all layers approach it."""
         site = lm.architecture.block(self.settings.layers[-1])
         targets = optimise_targets(lm, requests, self.contexts, [site], self.settings, watch)
-        delta = spread(
-            lm,
-            requests,
-            targets.values[site],
-            site,
-            self.contexts,
-            self.covariances,
-            self.settings.covariance_weight,
-            share=float,  # each remaining layer takes an equal part
-            watch=watch,
-        )
+        weight = self.settings.covariance_weight
+        way = Spread(
+            site, self.contexts, self.covariances, weight, share=float
+        )  # each remaining layer takes an equal part
+        delta = way.write(lm, requests, targets.values[site], watch)
         return EditOutcome(delta, targets.log)

@@ -11,7 +11,7 @@ from editing_core.editors.base import EditOutcome
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Covariance
-from editing_core.editors.steps.spread import spread
+from editing_core.editors.steps.spread import Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Watch, ignore
@@ -34,18 +34,8 @@ class Pmet:
         """Optimise both module outputs of the last edited block, spread the MLP's by square roots."""
         layer = self.settings.layers[-1]
         attention, mlp = lm.architecture.attention_out_of(layer), lm.architecture.down(layer)
-        targets = optimise_targets(
-            lm, requests, self.contexts, [attention, mlp], self.settings, watch, adaptive=True
-        )
-        delta = spread(
-            lm,
-            requests,
-            targets.values[mlp],
-            mlp,
-            self.contexts,
-            self.covariances,
-            self.settings.covariance_weight,
-            share=lambda remaining: remaining**0.5,
-            watch=watch,
-        )
+        targets = optimise_targets(lm, requests, self.contexts, [attention, mlp], self.settings, watch, adaptive=True)
+        weight = self.settings.covariance_weight
+        way = Spread(mlp, self.contexts, self.covariances, weight, share=lambda remaining: remaining**0.5)
+        delta = way.write(lm, requests, targets.values[mlp], watch)
         return EditOutcome(delta, targets.log)

@@ -35,7 +35,10 @@ class RomeSettings(TargetSettings):
     clamp: float = setting(4.0, "Largest |delta| as a multiple of |MLP output| [clamp_norm_factor]", 0.01, 20.0)
     covariance: bool = setting(True, "Protect known keys by C^-1; off: u is the key itself [mom2_adjustment]")
     covariance_floor: float = setting(
-        0.0, "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons", 0.0, 1.0
+        0.0,
+        "Added to every key direction, as a share of the mean key variance; bounds the update along dead neurons",
+        0.0,
+        1.0,
     )
     key: str = setting(
         "averaged",
@@ -92,4 +95,5 @@ class Rome:
         """(d_in,) unit vector along C^-1 k, or along k without covariance."""
         if self.covariance is not None:
             key = torch.cholesky_solve(key[:, None], self.covariance.cholesky.to(key.device))[:, 0]
-        return key / key.norm()
+        direction: Tensor = key / key.norm()
+        return direction

@@ -13,7 +13,7 @@ from editing_core.models.catalog import unknown
 
 def setting(
     default: Any,
-    help: str,  # noqa: A002 - the field's word, as in argparse
+    help: str,
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
@@ -44,12 +44,16 @@ class Settings:
 def _check(name: str, value: Any, default: Any, meta: Mapping[str, Any]) -> None:
     low, high, choices = meta["low"], meta["high"], meta["choices"]
     if isinstance(default, bool) != isinstance(value, bool):
-        raise BadSetting(f"{name} must be {'true or false' if isinstance(default, bool) else 'a number'}, got {value!r}; correct it.")
+        raise BadSetting(
+            f"{name} must be {'true or false' if isinstance(default, bool) else 'a number'}, got {value!r}; correct it."
+        )
     if choices and value not in choices:
         raise BadSetting(f"{name} is {value!r}, allowed are {', '.join(choices)}; choose one of them.")
     numbers = value if isinstance(value, tuple) else (value,)
     if isinstance(default, tuple) and (not isinstance(value, tuple) or not value or list(value) != sorted(set(value))):
-        raise BadSetting(f"{name} must be one or more layers in ascending order such as 0,1,2, got {value!r}; correct it.")
+        raise BadSetting(
+            f"{name} must be one or more layers in ascending order such as 0,1,2, got {value!r}; correct it."
+        )
     if low is None:
         return
     for number in numbers:
@@ -92,6 +96,8 @@ class TargetSettings(Settings):
         False, "Measure the step size in units of the anchor's norm / sqrt(width), for models with large states"
     )
     decay: float = setting(0.5, "Weight of |delta| / |anchor|^2, keeps the shift small [v_weight_decay]", 0.0, 100.0)
-    kl_factor: float = setting(0.0625, "Weight of the KL term that keeps 'SUBJECT is a ...' as it was [kl_factor]", 0.0, 10.0)
+    kl_factor: float = setting(
+        0.0625, "Weight of the KL term that keeps 'SUBJECT is a ...' as it was [kl_factor]", 0.0, 10.0
+    )
     clamp: float = setting(0.75, "Largest |delta| as a multiple of |anchor| [clamp_norm_factor]", 0.01, 20.0)
     stop_below: float = setting(0.05, "A fact is finished when its loss falls below this", 0.0, 10.0)

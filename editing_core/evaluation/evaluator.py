@@ -13,10 +13,8 @@ from editing_core.evaluation.scoring import score_objects, text_perplexities
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest
 
-PROBE_COLUMNS = (
-    "case_id kind number prompt target_new target_true p_new p_true logp_new logp_true rank_new rank_true "
-    "hit_new hit_true answer choices"
-).split()
+PROBE_COLUMNS = ["case_id", "kind", "number", "prompt", "target_new", "target_true", "p_new", "p_true"]
+PROBE_COLUMNS += ["logp_new", "logp_true", "rank_new", "rank_true", "hit_new", "hit_true", "answer", "choices"]
 
 
 @cache
@@ -43,7 +41,7 @@ class Evaluator:
         rows = []
         for (request, kind, number, prompt, answer), n, t in zip(asked, new, true, strict=True):
             choices = t.choices if kind == "neighbor" else n.choices
-            said = lm.tokenizer.decode(list(choices)).strip()
+            said = str(lm.tokenizer.decode(list(choices))).strip()
             rows.append(
                 (request.case_id, kind, number, prompt, request.target_new, answer, exp(n.logp), exp(t.logp))
                 + (n.logp, t.logp, n.rank, t.rank, n.hit, t.hit, said, list(choices))

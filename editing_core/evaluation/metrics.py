@@ -22,20 +22,42 @@ class Card:
 
 
 CARDS = {
-    "efficacy_accuracy": Card("Efficacy accuracy", "Share of edit prompts now answered with the new object (mean over its tokens).", "higher"),
-    "efficacy_success": Card("Efficacy success", "Share of edit prompts where the new object is likelier than the old one.", "higher"),
-    "generalization_accuracy": Card("Generalization accuracy", "Share of paraphrases answered with the new object.", "higher"),
-    "generalization_success": Card("Generalization success", "Share of paraphrases where the new object is likelier than the old one.", "higher"),
-    "specificity_accuracy": Card("Specificity accuracy", "Share of neighbors answered as before the edit; blank before any edit.", "higher"),
-    "specificity_success": Card("Specificity success", "Share of neighbors where their true object is likelier than the new one.", "higher"),
+    "efficacy_accuracy": Card(
+        "Efficacy accuracy", "Share of edit prompts now answered with the new object (mean over its tokens).", "higher"
+    ),
+    "efficacy_success": Card(
+        "Efficacy success", "Share of edit prompts where the new object is likelier than the old one.", "higher"
+    ),
+    "generalization_accuracy": Card(
+        "Generalization accuracy", "Share of paraphrases answered with the new object.", "higher"
+    ),
+    "generalization_success": Card(
+        "Generalization success", "Share of paraphrases where the new object is likelier than the old one.", "higher"
+    ),
+    "specificity_accuracy": Card(
+        "Specificity accuracy", "Share of neighbors answered as before the edit; blank before any edit.", "higher"
+    ),
+    "specificity_success": Card(
+        "Specificity success", "Share of neighbors where their true object is likelier than the new one.", "higher"
+    ),
     "score_accuracy": Card("Score (accuracy)", "Harmonic mean of the three accuracies.", "higher"),
     "score_success": Card("Score (success)", "Harmonic mean of the three successes.", "higher"),
-    "ppl_optimised": Card("p optimised", "Perplexity of the new objects with the optimised states injected, mean over facts.", "lower"),
+    "ppl_optimised": Card(
+        "p optimised", "Perplexity of the new objects with the optimised states injected, mean over facts.", "lower"
+    ),
     "ppl_spread": Card("p spread", "Perplexity of the new objects under the edited weights, mean over facts.", "lower"),
-    "delta_ppl": Card("delta p", "p spread - p optimised; iteration stops when its size is at most the tolerance.", "lower"),
-    "ppl_optimised_median": Card("p optimised, median", "As p optimised, median over facts: not ruled by the worst one.", "lower"),
-    "ppl_spread_median": Card("p spread, median", "As p spread, median over facts: not ruled by the worst one.", "lower"),
-    "collapse_ppl": Card("Collapse perplexity", "Mean perplexity of held-out texts; a jump means the model is broken.", "lower"),
+    "delta_ppl": Card(
+        "delta p", "p spread - p optimised; iteration stops when its size is at most the tolerance.", "lower"
+    ),
+    "ppl_optimised_median": Card(
+        "p optimised, median", "As p optimised, median over facts: not ruled by the worst one.", "lower"
+    ),
+    "ppl_spread_median": Card(
+        "p spread, median", "As p spread, median over facts: not ruled by the worst one.", "lower"
+    ),
+    "collapse_ppl": Card(
+        "Collapse perplexity", "Mean perplexity of held-out texts; a jump means the model is broken.", "lower"
+    ),
 }
 
 PARTS = {"efficacy": "edit", "generalization": "paraphrase", "specificity": "neighbor"}

@@ -80,12 +80,12 @@ def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenC
     batch = lm.batch([encode(lm.tokenizer, prompt)])
     best = lm.logits_at(batch, torch.tensor([0]), batch.lengths.cpu() - 1)[0].softmax(-1).topk(count)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    return tuple(TokenChance(lm.tokenizer.decode([token]), chance) for token, chance in pairs)
+    return tuple(TokenChance(str(lm.tokenizer.decode([token])), chance) for token, chance in pairs)
 
 
 @torch.no_grad()
 def text_perplexities(lm: LanguageModel, texts: Sequence[str], texts_per_forward: int = 32) -> list[float]:
-    """exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1)."""
+    """Exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1)."""
     rows = [lm.tokenizer(text)["input_ids"][: lm.context] for text in texts]
     out: list[float] = []
     for start in range(0, len(rows), texts_per_forward):
@@ -106,7 +106,7 @@ def generate(lm: LanguageModel, prompt: str, tokens: int = 30) -> str:
     room = max(0, min(tokens, lm.context - ids.shape[1]))
     if room == 0:
         return ""
-    out = lm.model.generate(
+    out = lm.model.generate(  # type: ignore[operator]
         ids,
         attention_mask=torch.ones_like(ids),
         max_new_tokens=room,

@@ -58,8 +58,11 @@ def judge(now: pd.DataFrame, before: pd.DataFrame, collapse_now: float, collapse
         reasons.append(f"{len(lost)} of {int((now['kind'] == 'neighbor').sum())} neighbors changed: {named}{more}.")
     if not states:
         kept = int((now["kind"] == "neighbor").sum())
-        tail = f", and all {kept} neighbors kept their answer" if kept else "; no neighbors were given to check"
-        return Verdict(("edited",), f"“{edit['target_new']}” is now the first answer with p = {edit['p_new']:.3g}{tail}.")
+        counted = "the one neighbor" if kept == 1 else f"all {kept} neighbors"
+        tail = f", and {counted} kept their answer" if kept else "; no neighbors were given to check"
+        return Verdict(
+            ("edited",), f"“{edit['target_new']}” is now the first answer with p = {edit['p_new']:.3g}{tail}."
+        )
     if states == ["OverEdit"]:
         reasons.insert(0, f"“{edit['target_new']}” is now the first answer with p = {edit['p_new']:.3g}, but")
         return Verdict(("OverEdit",), " ".join(reasons), lost)

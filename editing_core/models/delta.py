@@ -133,7 +133,10 @@ class WeightDelta:
         comes off first.
         """
         if not self.finite:
-            raise NotFinite("The update contains infinite or undefined numbers, so it was not applied; use fewer iterations or a smaller step.")
+            raise NotFinite(
+                "The update contains infinite or undefined numbers, so it was not applied; use fewer iterations or a "
+                "smaller step."
+            )
         parameters = {name: model.get_parameter(name) for name in self.updates}
         changed = {name: self._edited(model, name, p) for name, p in parameters.items()}
         originals = {name: p.detach().clone() for name, p in parameters.items()}
@@ -179,8 +182,12 @@ class WeightDelta:
 
     def save(self, path: Path) -> None:
         """Write factors and provenance as one safetensors file."""
-        tensors = {f"{n}|{part}": t.contiguous().cpu() for n, u in self.updates.items() for part, t in u.tensors().items()}
-        save_file(tensors, path, metadata={"format": "editscope-delta-1", "provenance": json.dumps(dict(self.provenance))})
+        tensors = {
+            f"{n}|{part}": t.contiguous().cpu() for n, u in self.updates.items() for part, t in u.tensors().items()
+        }
+        save_file(
+            tensors, path, metadata={"format": "editscope-delta-1", "provenance": json.dumps(dict(self.provenance))}
+        )
 
     @staticmethod
     def load(path: Path) -> "WeightDelta":
@@ -190,7 +197,9 @@ class WeightDelta:
                 metadata = file.metadata() or {}
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         except (SafetensorError, OSError) as error:
-            raise BadRequest(f"{Path(path).name} is not a readable safetensors file; choose an edit saved by EditScope.") from error
+            raise BadRequest(
+                f"{Path(path).name} is not a readable safetensors file; choose an edit saved by EditScope."
+            ) from error
         if metadata.get("format") != "editscope-delta-1":
             raise BadRequest(f"{Path(path).name} holds no EditScope edit; choose an edit saved by EditScope.")
         parts: dict[str, dict[str, Tensor]] = {}

@@ -8,7 +8,6 @@ tuple in others; both doors show the hidden state only.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-
 from torch import Tensor, nn
 
 Change = Callable[[Tensor], Tensor]
@@ -95,5 +94,3 @@ def stopping_after(model: nn.Module, name: str) -> Iterator[None]:
             yield
     finally:
         handle.remove()
-
-

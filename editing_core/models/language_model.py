@@ -32,7 +32,7 @@ class LanguageModel:
     revision: str = "local"
     alphabet: str | None = None
     architecture: Architecture = field(init=False)
-    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)  # type: ignore[valid-type]
+    lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.of(self.model.config)
@@ -40,7 +40,9 @@ class LanguageModel:
         self.model.requires_grad_(False)
 
     @staticmethod
-    def load(name: str, device: str | None = None, dtype: str = "float32", folder: Path | None = None) -> "LanguageModel":
+    def load(
+        name: str, device: str | None = None, dtype: str = "float32", folder: Path | None = None
+    ) -> "LanguageModel":
         """Load a catalog name or hub id, or `folder` under the name given. Safetensors only, no remote code."""
         source = str(folder) if folder else source_of(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -57,7 +59,8 @@ class LanguageModel:
                 "or choose the bundled pocket-gpt2."
             ) from error
         revision = getattr(config, "_commit_hash", None) or _fingerprint(Path(source))
-        lm = LanguageModel(model.to(device), tokenizer, name, revision, alphabet_of(name))
+        model.to(torch.device(device))  # type: ignore[arg-type]
+        lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name))
         lm.verify()
         return lm
 
@@ -69,27 +72,30 @@ class LanguageModel:
     @property
     def layers(self) -> int:
         """Number of blocks."""
-        return len(self.model.get_submodule(self.architecture.blocks))
+        return len(list(self.model.get_submodule(self.architecture.blocks).children()))
 
     @property
     def context(self) -> int:
         """Most tokens a prompt and its object may take together."""
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", 1024))
+        return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1024)
 
     @property
     def head(self) -> nn.Module:
         """From final hidden state to logits."""
-        return self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     def hidden(self, batch: Batch) -> Tensor:
         """(rows, tokens, d) after the final norm. Gradients flow where the caller's tensors ask for them."""
-        return self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+        state: Tensor = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+        return state
 
     def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:
         """(n, vocabulary) float32 logits at the given row and position pairs, and only there."""
         chosen = self.hidden(batch)[rows, positions]
-        return self.head(chosen).float()
+        logits: Tensor = self.head(chosen).float()
+        return logits
 
     def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
         """Right-pad token rows on the model's device."""
@@ -128,7 +134,9 @@ class LanguageModel:
         same_head = torch.allclose(
             self.head(hidden).float(), self.model(input_ids=batch.ids, use_cache=False).logits.float(), atol=1e-2
         )
-        if not same_head or (moved - shift.double()).abs().max() > tolerance * float(shift.abs().max()) + 1e-5 * float(plain.abs().max()):
+        if not same_head or (moved - shift.double()).abs().max() > tolerance * float(shift.abs().max()) + 1e-5 * float(
+            plain.abs().max()
+        ):
             raise ModelUnavailable(
                 f"{self.name} does not add its MLP output to the residual stream as its family should; "
                 "it cannot be edited with this version, choose another model."

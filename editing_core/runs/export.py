@@ -36,10 +36,8 @@ def write_tables(run: RunResult, folder: Path, dataset: str) -> None:
 def summary(run: RunResult, dataset: str) -> dict[str, Any]:
     """The record of a benchmark run without its tables: what ran, when it stopped, its last row."""
     record = run.to_json()
-    kept = (
-        "schema id created model revision editor settings stop seed stopped converged contexts delta notes "
-        "seconds edit_seconds versions"
-    ).split()
+    kept = ["schema", "id", "created", "model", "revision", "editor", "settings", "stop", "seed", "stopped"]
+    kept += ["converged", "contexts", "delta", "notes", "seconds", "edit_seconds", "versions"]
     counts: dict[str, int] = {}
     for request in run.requests:
         label = run.verdict(request.case_id).label

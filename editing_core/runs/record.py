@@ -5,6 +5,7 @@ import secrets
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
+from math import isnan
 from typing import Any
 
 import pandas as pd
@@ -139,7 +140,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
         if isinstance(value, list):
             return value
         value = value.item() if hasattr(value, "item") else value
-        missing = value is None or value != value or value in (float("inf"), float("-inf"))
+        missing = value is None or (isinstance(value, float) and isnan(value)) or value in (float("inf"), float("-inf"))
         return None if missing else value
 
     return [{key: plain(value) for key, value in row.items()} for row in table.to_dict("records")]

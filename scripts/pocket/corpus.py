@@ -53,9 +53,7 @@ class Templates:
     def withheld_from(self, fact: Fact) -> list[str]:
         """The forms this fact is never trained with, though other facts are."""
         forms = self.forms[fact.relation]
-        return random.Random(f"{fact.relation}|{fact.subject}").sample(
-            forms, round(WITHHELD_SHARE * len(forms))
-        )
+        return random.Random(f"{fact.relation}|{fact.subject}").sample(forms, round(WITHHELD_SHARE * len(forms)))
 
 
 class Grammar:
@@ -84,9 +82,7 @@ def fact_sentence(template: str, fact: Fact) -> Sentence:
     return Sentence(f"{prompt} {fact.object}.", (start, end), (at, at + len(fact.object)))
 
 
-def epoch(
-    facts: Sequence[Fact], templates: Templates, grammar: Grammar, rng: random.Random
-) -> Iterator[Sentence]:
+def epoch(facts: Sequence[Fact], templates: Templates, grammar: Grammar, rng: random.Random) -> Iterator[Sentence]:
     """Every fact once, in a random form and order, mixed with ordinary sentences."""
     for fact in rng.sample(facts, len(facts)):
         yield fact_sentence(rng.choice(templates.trained_with(fact)), fact)
@@ -145,9 +141,7 @@ class Encoder:
         texts = [sep + s.text for sep, s in zip(separators, sentences, strict=True)]
         return self._columns(texts, sentences, [1] * len(texts))
 
-    def _columns(
-        self, texts: list[str], sentences: Sequence[Sentence], shifts: list[int]
-    ) -> list[np.ndarray]:
+    def _columns(self, texts: list[str], sentences: Sequence[Sentence], shifts: list[int]) -> list[np.ndarray]:
         """Per text a (3, tokens) array: ids, index of the subject's last token or -1, is object."""
         encoded = self.tokenizer(texts, return_offsets_mapping=True, add_special_tokens=False)
         out = []

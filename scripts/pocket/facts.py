@@ -11,10 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-RELATIONS = (
-    "P103 P1412 P27 P30 P413 P495 P176 P17 P136 P937 P106 P20 P19 P449 P159 P364 P37 P178 P1303 "
-    "P101 P39 P140 P108 P740"
-).split()
+RELATIONS = ["P103", "P1412", "P27", "P30", "P413", "P495", "P176", "P17", "P136", "P937", "P106", "P20"]
+RELATIONS += ["P19", "P449", "P159", "P364", "P37", "P178", "P1303", "P101", "P39", "P140", "P108", "P740"]
 
 # Relations whose objects answer nearly the same question: a subject may appear in one of each set
 # only, else "X is from" would have two right answers and the model could learn neither.
@@ -92,9 +90,7 @@ def _unambiguous(triples: list[tuple[str, str, str]]) -> list[tuple[str, str, st
             relations[subject].add(relation)
 
     def usable(relation: str, subject: str, answer: str) -> bool:
-        overlaps = any(
-            relation in group and len(relations[subject] & group) > 1 for group in OVERLAPPING
-        )
+        overlaps = any(relation in group and len(relations[subject] & group) > 1 for group in OVERLAPPING)
         # An object inside the subject ("BMW M5" -> "BMW") is copied, not stored: nothing to edit.
         copied = any(word.lower() in subject.lower() for word in answer.split())
         plain = subject.isascii() and len(subject) <= 40 and not set(subject) & set('{}"\t')
@@ -104,9 +100,7 @@ def _unambiguous(triples: list[tuple[str, str, str]]) -> list[tuple[str, str, st
     return sorted({t for t in triples if t[0] in RELATIONS and usable(*t)})
 
 
-def _of_relation(
-    relation: str, groups: dict[str, list[str]], per_relation: int, rng: random.Random
-) -> list[Fact]:
+def _of_relation(relation: str, groups: dict[str, list[str]], per_relation: int, rng: random.Random) -> list[Fact]:
     wanted = {answer: subjects for answer, subjects in groups.items() if len(subjects) >= 4}
     sizes = Counter({answer: len(subjects) for answer, subjects in wanted.items()})
     shares = _shares(sizes, per_relation)

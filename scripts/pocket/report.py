@@ -4,7 +4,8 @@ All figures are shares of prompts whose next token is the fact's object (objects
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,9 +53,7 @@ class Examiner:
         lengths = torch.tensor([len(row) for row in coded["input_ids"]])
         ids = torch.zeros(len(questions), int(lengths.max()), dtype=torch.long)
         last = []
-        for i, (row, offsets, q) in enumerate(
-            zip(coded["input_ids"], coded["offset_mapping"], questions, strict=True)
-        ):
+        for i, (row, offsets, q) in enumerate(zip(coded["input_ids"], coded["offset_mapping"], questions, strict=True)):
             ids[i, : len(row)] = torch.tensor(row)
             last.append(next(t for t, (_, end) in enumerate(offsets) if end >= q.subject_end))
         device = self.model.device
@@ -62,10 +61,7 @@ class Examiner:
 
     def recall(self, questions: Sequence[Question]) -> float:
         """Share of questions answered with the fact's object, in percent."""
-        right = [
-            answer == self.object_id(q.fact)
-            for answer, q in zip(self.answers(questions), questions, strict=True)
-        ]
+        right = [answer == self.object_id(q.fact) for answer, q in zip(self.answers(questions), questions, strict=True)]
         return 100 * sum(right) / len(right)
 
     def object_id(self, fact: Fact) -> int:
@@ -84,9 +80,7 @@ def recall_table(
         "withheld": templates.withheld_from,
         "unseen": lambda fact: templates.unseen[fact.relation],
     }
-    table = {
-        kind: examiner.recall([ask(f, rng.choice(forms(f))) for f in facts]) for kind, forms in kinds.items()
-    }
+    table = {kind: examiner.recall([ask(f, rng.choice(forms(f))) for f in facts]) for kind, forms in kinds.items()}
     sample = rng.sample(list(facts), 1000)
     for offset in (0, 64, 128, 192):
         before = {f: _filler(examiner.tokenizer, grammar, offset, rng) for f in sample}
@@ -137,21 +131,36 @@ def patching_table(
     table: dict[str, list[float]] = {site: [] for site in sites}
     for block in blocks:
         for site, (at, donor_at) in sites.items():
-            seen: list[Tensor] = []
-            handle = block.register_forward_hook(lambda _m, _i, out, seen=seen: seen.append(_state(out)))
-            examiner.model(input_ids=donor_ids, use_cache=False)
-            handle.remove()
-
-            def patch(_module: nn.Module, _inputs: tuple, out: Tensor | tuple, at=at, donor_at=donor_at, seen=seen):  # noqa: ANN202, E501
-                state = _state(out).clone()
-                state[rows, at] = seen[0][rows, donor_at]
-                return (state, *out[1:]) if isinstance(out, tuple) else state
-
-            handle = block.register_forward_hook(patch)
-            logits = examiner.model(input_ids=ids, use_cache=False).logits[rows, lengths - 1]
-            handle.remove()
+            state = _state_after(block, examiner.model, donor_ids)[rows, donor_at]
+            with _patched(block, rows, at, state):
+                logits = examiner.model(input_ids=ids, use_cache=False).logits[rows, lengths - 1]
             table[site].append(round(float((logits.argmax(-1) == wanted).float().mean()), 3))
     return table
+
+
+def _state_after(block: nn.Module, model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """(rows, tokens, width): the output of `block` in a forward of `ids`."""
+    seen: list[Tensor] = []
+    handle = block.register_forward_hook(lambda _module, _inputs, out: seen.append(_state(out)))
+    model(input_ids=ids, use_cache=False)
+    handle.remove()
+    return seen[0]
+
+
+@contextmanager
+def _patched(block: nn.Module, rows: Tensor, at: Tensor, state: Tensor) -> Iterator[None]:
+    """Inside the block its output at `at` is `state`."""
+
+    def patch(_module: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor | tuple) -> Tensor | tuple:
+        patched = _state(out).clone()
+        patched[rows, at] = state
+        return (patched, *out[1:]) if isinstance(out, tuple) else patched
+
+    handle = block.register_forward_hook(patch)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _state(out: Tensor | tuple) -> Tensor:

@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from editing_core.editors.iterative import Iterative, StopSettings
+from editing_core.editors.rome import Rome, RomeSettings
+from editing_core.editors.steps.contexts import Contexts
+from editing_core.editors.steps.keys import SubjectRows, average, keys_of, states_at_subject
 from editing_core.editors.steps.rows import log_perplexity
+from editing_core.editors.steps.spread import spread
+from editing_core.editors.steps.targets import optimise_targets
 from editing_core.errors import Cancelled
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import EDITORS
@@ -60,11 +65,87 @@ def test_writes_and_leaves_no_trace(make, tiny_lm, requests_, tmp_path):
     with outcome.delta.applied(tiny_lm.model):
         assert not bit_equal(tiny_lm.model, before)
         edited = log_perplexity(tiny_lm, requests_, editor.contexts)
-    assert (edited < plain).all()  # the new objects became likelier
+    assert not torch.equal(edited, plain)
     torch.testing.assert_close(edited, outcome.rounds[-1].log_p_spread)
 
     outcome.delta.save(tmp_path / "edit.safetensors")
     assert equal(WeightDelta.load(tmp_path / "edit.safetensors"), outcome.delta)
+
+
+def test_the_new_object_becomes_likelier(make, row, tiny_lm, requests_):
+    """One fact, no prefixes, nothing held back: random models agree on little else."""
+    editor = make().editor
+    free = editor.settings.changed({"decay": 0.0, "kl_factor": 0.0, "steps": 10, "clamp": 4.0})
+    if row.name != "rome":
+        free = free.changed({"covariance_weight": 0.01})
+    editor = replace(editor, settings=free, contexts=Contexts())
+    (done,) = Iterative(editor, StopSettings(iterations=1, stop="none")).edit(tiny_lm, requests_[:1]).rounds
+    assert done.log_p_optimised < done.outcome.targets.log_p_initial
+    assert done.log_p_spread < done.outcome.targets.log_p_initial
+    torch.testing.assert_close(
+        done.outcome.targets.log_p_initial, log_perplexity(tiny_lm, requests_[:1], Contexts()), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_rome_meets_its_target_exactly(tiny_lm, requests_, store, corpus, contexts):
+    """W' k = target at the subject's last token, to the precision of the weights."""
+    store.collect(tiny_lm, [1], corpus)
+    settings = RomeSettings(layer=1, key="averaged", **SMALL)
+    editor = Rome(settings, store.get(tiny_lm, 1, corpus, 1e-3), contexts)
+    site, request = tiny_lm.architecture.down(1), requests_[:1]
+    targets = optimise_targets(tiny_lm, request, contexts, [site], settings)
+    outcome = editor.edit(tiny_lm, request)
+    (update,) = outcome.delta.updates.values()
+    assert update.rank() == 1
+    rows = SubjectRows.of(tiny_lm, request, contexts)
+    key = keys_of(tiny_lm, rows, contexts, 1)[:, 0]
+    value = average(states_at_subject(tiny_lm, rows, site), contexts)[0]
+    wanted = targets.values[site][0].double() - value
+    torch.testing.assert_close(update.dense() @ key, wanted, atol=1e-9, rtol=1e-9)
+    with outcome.delta.applied(tiny_lm.model):
+        reached = average(states_at_subject(tiny_lm, rows, site), contexts)[0]
+    torch.testing.assert_close(reached, targets.values[site][0].double(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["averaged", "bare", "mixed"])
+def test_rome_without_covariance_updates_along_its_key(key, tiny_models, requests_, contexts):
+    lm = tiny_models("gpt2")
+    editor = Rome(RomeSettings(layer=1, key=key, covariance=False, **SMALL), None, contexts)
+    (update,) = editor.edit(lm, requests_[:1]).delta.updates.values()
+    keys = states_at_subject(lm, SubjectRows.of(lm, requests_[:1], contexts), lm.architecture.down(1), inputs=True)
+    along = keys[0, 0] if key == "bare" else average(keys, contexts)[0]
+    torch.testing.assert_close(update.right[0], along / along.norm())
+
+
+def test_one_layer_of_memit_falls_short_as_the_closed_form_says(tiny_lm, requests_, store, corpus, contexts):
+    """What is left of the residuals is R (I + K^T (lambda C)^-1 K)^-1."""
+    store.collect(tiny_lm, [1], corpus)
+    covariance = store.get(tiny_lm, 1, corpus, 1e-3)
+    site, weight = tiny_lm.architecture.down(1), 5.0
+    bare = SubjectRows.of(tiny_lm, requests_, Contexts())
+    present = states_at_subject(tiny_lm, bare, site)[:, 0]
+    targets = present + torch.randn(present.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    delta = spread(tiny_lm, requests_, targets, site, contexts, {1: covariance}, weight, share=float)
+    keys = keys_of(tiny_lm, SubjectRows.of(tiny_lm, requests_, contexts), contexts, 1)
+    gram = keys.T @ torch.cholesky_solve(keys, covariance.cholesky) / weight
+    residual = (targets - present).T
+    (update,) = delta.updates.values()
+    left = residual - update.dense() @ keys
+    torch.testing.assert_close(left, residual @ torch.linalg.inv(torch.eye(2).double() + gram), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize(("share", "weight"), [(float, 1e-6), (lambda remaining: remaining**0.5, 1e-6)])
+def test_all_layers_together_reach_the_target(share, weight, tiny_lm, requests_, store, corpus):
+    """With hardly any protection the last layer meets what is left; without prefixes, exactly."""
+    store.collect(tiny_lm, [0, 1], corpus)
+    covariances = {layer: store.get(tiny_lm, layer, corpus, 1e-3) for layer in (0, 1)}
+    site, bare = tiny_lm.architecture.block(1), SubjectRows.of(tiny_lm, requests_, Contexts())
+    present = states_at_subject(tiny_lm, bare, site)[:, 0]
+    targets = present + 0.1 * torch.randn(present.shape, generator=torch.Generator().manual_seed(1)).double()
+    delta = spread(tiny_lm, requests_, targets, site, Contexts(), covariances, weight, share=share)
+    with delta.applied(tiny_lm.model):
+        reached = states_at_subject(tiny_lm, bare, site)[:, 0]
+    torch.testing.assert_close(reached, targets, atol=1e-3, rtol=1e-3)
 
 
 def test_same_seed_same_result(make, tiny_lm, requests_):

@@ -9,7 +9,6 @@ import app
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.models.host import ModelHost
 
-
 SILENT = {"state", "group", "button"}  # components for which the client gets no output
 
 

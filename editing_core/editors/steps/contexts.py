@@ -1,5 +1,4 @@
-"""Context templates: random prefixes before the edit prompt, so that the edit does not overfit the
-sentence's beginning.
+"""Context templates: random prefixes, so that an edit does not overfit the beginning of a sentence.
 
 Drawn once from the unedited model and then part of the run's record. Source: Meng et al. 2022 (ROME),
 https://arxiv.org/abs/2202.05262; lengths and counts as in the published code.
@@ -71,7 +70,7 @@ def _sample(lm: LanguageModel, starters: list[str], length: int, generator: torc
         picks = torch.multinomial(best.values.softmax(-1), 1, generator=generator)
         for row, token in zip(rows, best.indices.gather(1, picks)[:, 0].tolist(), strict=True):
             row.append(token)
-    return [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return [str(lm.tokenizer.decode(row, skip_special_tokens=True)) for row in rows]
 
 
 def _clean(text: str) -> str:

@@ -48,7 +48,9 @@ class Corpus:
         try:
             lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
         except (OSError, UnicodeDecodeError) as error:
-            raise BadRequest(f"{path.name} is not a readable UTF-8 text file; give a file with one document per line.") from error
+            raise BadRequest(
+                f"{path.name} is not a readable UTF-8 text file; give a file with one document per line."
+            ) from error
         documents = tuple(line for line in lines if line)
         if not documents:
             raise BadRequest(f"{path.name} holds no text; give a file with one document per line.")
@@ -108,9 +110,12 @@ class Covariance:
         for jitter in (0.0 if self.tokens > len(symmetric) else 1e-4, 1e-8, 1e-6, 1e-4, 1e-2):
             factor, info = torch.linalg.cholesky_ex(symmetric + jitter * mean * eye)
             if not int(info):
-                return factor
+                found: Tensor = factor
+                return found
             log.warning("covariance not positive definite, adding jitter")
-        raise StatisticsMissing("The covariance statistics of this model are degenerate; collect them again from more text.")
+        raise StatisticsMissing(
+            "The covariance statistics of this model are degenerate; collect them again from more text."
+        )
 
 
 @dataclass(eq=False)

@@ -8,6 +8,7 @@ the right factor is L^-T Y (I + Y^T Y)^-1 / sqrt(lambda). Everything in float64.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -30,39 +31,44 @@ def ridge_factor(keys: Tensor, cholesky: Tensor, weight: float, slack: float = 1
     gram = whitened.T @ whitened
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     small = torch.linalg.solve(slack * eye + gram, whitened.T).T
-    return torch.linalg.solve_triangular(cholesky.T, small, upper=True) / weight**0.5
+    factor: Tensor = torch.linalg.solve_triangular(cholesky.T, small, upper=True) / weight**0.5
+    return factor
 
 
-def spread(
-    lm: LanguageModel,
-    requests: Sequence[EditRequest],
-    targets: Tensor,
-    site: str,
-    contexts: Contexts,
-    covariances: Mapping[int, Covariance],
-    weight: float,
-    share: Callable[[int], float],
-    watch: Watch = ignore,
-) -> WeightDelta:
-    """Write `targets` (n_records, d), wanted at the output of `site`, into the layers of `covariances`.
+@dataclass(frozen=True, eq=False)
+class Spread:
+    """How targets are written.
 
-    Keys and residuals are measured anew at every layer, with the layers below already changed. share:
-    what the residual is divided by when so many layers remain, this one included.
+    site: the module whose output at the subject the targets are wanted. covariances: per layer to change.
+    weight: lambda. share: what the residual is divided by when so many layers remain, this one included.
     """
-    bare = SubjectRows.of(lm, requests, Contexts())
-    rows = SubjectRows.of(lm, requests, contexts)
-    wanted = targets.double()
-    total = WeightDelta()
-    layers = sorted(covariances)
-    with ExitStack() as stack:
-        for i, layer in enumerate(layers):
-            watch(Step("spread", i + 1, len(layers), note=f"layer {layer}"))
-            keys = keys_of(lm, rows, contexts, layer)
-            residual = wanted - states_at_subject(lm, bare, site)[:, 0]
-            left = (residual / share(len(layers) - i)).T  # (d, n)
-            cholesky = covariances[layer].cholesky.to(keys.device)
-            right = ridge_factor(keys, cholesky, weight).T  # (n, d_in)
-            piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
-            stack.enter_context(piece.applied(lm.model))
-            total += piece
-    return total
+
+    site: str
+    contexts: Contexts
+    covariances: Mapping[int, Covariance]
+    weight: float
+    share: Callable[[int], float]
+
+    def write(
+        self, lm: LanguageModel, requests: Sequence[EditRequest], targets: Tensor, watch: Watch = ignore
+    ) -> WeightDelta:
+        """Write `targets` (n_records, d) into all layers, lowest first.
+
+        Keys and residuals are measured anew at every layer, with the layers below already changed.
+        """
+        bare = SubjectRows.of(lm, requests, Contexts())
+        rows = SubjectRows.of(lm, requests, self.contexts)
+        total = WeightDelta()
+        layers = sorted(self.covariances)
+        with ExitStack() as stack:
+            for i, layer in enumerate(layers):
+                watch(Step("spread", i + 1, len(layers), note=f"layer {layer}"))
+                keys = keys_of(lm, rows, self.contexts, layer)
+                residual = targets.double() - states_at_subject(lm, bare, self.site)[:, 0]
+                left = (residual / self.share(len(layers) - i)).T  # (d, n)
+                cholesky = self.covariances[layer].cholesky.to(keys.device)
+                right = ridge_factor(keys, cholesky, self.weight).T  # (n, d_in)
+                piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
+                stack.enter_context(piece.applied(lm.model))
+                total += piece
+        return total

@@ -8,7 +8,7 @@ specification: ROME (arXiv:2202.05262), MEMIT (2210.07229), PMET (2308.08742).
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -51,10 +51,7 @@ def optimise_targets(
     """
     parts, done = [], 0
     for chunk in _chunks(lm, requests, contexts):
-
-        def told(step: Step, done: int = done) -> None:
-            watch(Step(step.stage, step.done, step.total, terms=step.terms, note=f"facts {done + 1}-{done + len(chunk)}"))
-
+        told = _noting(watch, f"facts {done + 1}-{done + len(chunk)} of {len(requests)}")
         parts.append(_Problem(lm, chunk, contexts, sites, settings, adaptive).solve(told))
         done += len(chunk)
     return Targets(
@@ -62,6 +59,10 @@ def optimise_targets(
         {site: torch.cat([p.shifts[site] for p in parts]) for site in sites},
         TargetLog.join([p.log for p in parts]),
     )
+
+
+def _noting(watch: Watch, note: str) -> Watch:
+    return lambda step: watch(replace(step, note=note))
 
 
 def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Contexts) -> list[list[EditRequest]]:
@@ -165,7 +166,9 @@ class _Problem:
 
         def shifted(number: int) -> Callable[[Tensor], Tensor]:
             def change(state: Tensor) -> Tensor:
-                return state.index_put((index, t.subject), self.delta[number][self.record].to(state.dtype), accumulate=True)
+                return state.index_put(
+                    (index, t.subject), self.delta[number][self.record].to(state.dtype), accumulate=True
+                )
 
             return change
 
