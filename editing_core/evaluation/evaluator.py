@@ -43,8 +43,7 @@ class Evaluator:
             choices = t.choices if kind == "neighbor" else n.choices
             said = str(lm.tokenizer.decode(list(choices))).strip()
             rows.append(
-                (request.case_id, kind, number, prompt, request.target_new, answer, exp(n.logp), exp(t.logp))
-                + (n.logp, t.logp, n.rank, t.rank, n.hit, t.hit, said, list(choices))
+                (request.case_id, kind, number, prompt, request.target_new, answer, exp(n.logp), exp(t.logp), n.logp, t.logp, n.rank, t.rank, n.hit, t.hit, said, list(choices))
             )
         return pd.DataFrame(rows, columns=PROBE_COLUMNS)
 
