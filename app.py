@@ -89,8 +89,12 @@ def _wire_edit(tab: EditTab) -> None:
     """Edit (also by Enter), Stop and Undo."""
     inputs, outputs = tab.inputs(), _outputs(tab)
     shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [tab.progress.line]}
+    pressed = [tab.edit.click, *(box.submit for box in tab.form.texts)]
+    quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
+    # At once, so that a place in the queue can be given up as well.
+    gr.on(pressed, lambda: gr.Button(interactive=True), None, tab.stop, **quiet)
     run = gr.on(
-        [tab.edit.click, *(box.submit for box in tab.form.texts)],
+        pressed,
         tab.on_edit,
         inputs,
         outputs,

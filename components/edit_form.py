@@ -180,12 +180,16 @@ def read_neighbors(rows: object) -> tuple[Probe, ...]:
 def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dict[Any, Any]:
     """Token strip, present answers, the old object where we may fill it, and which neighbors are known."""
     try:
-        request = EditRequest(_text(values[form.subject]), _text(values[form.prompt]), PLACEHOLDER)
-        lm.check_text(request.full_prompt)
-        probes = read_neighbors(values[form.neighbors])
+        return _present(lm, values, form)
     except EditingError as error:
-        empty = not (values[form.subject] or values[form.prompt])
+        empty = not (_text(values[form.subject]) or _text(values[form.prompt]))
         return {form.strip: "" if empty else hint_html(str(error)), form.answers: ""}
+
+
+def _present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dict[Any, Any]:
+    request = EditRequest(_text(values[form.subject]), _text(values[form.prompt]), PLACEHOLDER)
+    lm.check_text(request.full_prompt)
+    probes = read_neighbors(values[form.neighbors])
     with lm.lock:
         shown: dict[Any, Any] = {
             form.strip: strip_html(*tokens_of(lm, request)),

@@ -148,11 +148,13 @@ class EditTab:
         return self.runs.add(stored)
 
     def on_stop(self, job_id: str) -> Shown:
-        """Stop: ask the page's job to leave and wait until the model is restored."""
-        stopped = self.jobs.stop(job_id)
-        text = STOPPED if stopped else "Nothing is running; the model is as it was."
+        """Stop: ask the page's job to leave and wait until the model is restored.
+
+        A job still in the queue has no id yet; there the event itself is cancelled.
+        """
+        self.jobs.stop(job_id)
         return {
-            self.progress.line: progress_view.idle_html(text),
+            self.progress.line: progress_view.idle_html(STOPPED),
             self.edit: gr.Button(interactive=True),
             self.stop: gr.Button(interactive=False),
             self.job: "",

@@ -73,6 +73,8 @@ class EditRequest:
             set_(self, "target_true", check_text(self.target_true, "old object"))
             if self.target_true.casefold() == self.target_new.casefold():
                 raise BadRequest(f"The new object {self.target_new!r} equals the old one; enter a different object.")
+        if not isinstance(self.case_id, int | str):
+            raise BadRequest(f"The case_id must be a number or text, got {type(self.case_id).__name__}; correct it.")
         self._check_subject()
         if max(len(self.paraphrases), len(self.neighbors)) > MAX_PROBES:
             raise BadRequest(f"At most {MAX_PROBES} paraphrases and {MAX_PROBES} neighbors fit one edit; remove some.")

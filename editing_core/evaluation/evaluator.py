@@ -42,9 +42,9 @@ class Evaluator:
         for (request, kind, number, prompt, answer), n, t in zip(asked, new, true, strict=True):
             choices = t.choices if kind == "neighbor" else n.choices
             said = str(lm.tokenizer.decode(list(choices))).strip()
-            rows.append(
-                (request.case_id, kind, number, prompt, request.target_new, answer, exp(n.logp), exp(t.logp), n.logp, t.logp, n.rank, t.rank, n.hit, t.hit, said, list(choices))
-            )
+            chances = (exp(n.logp), exp(t.logp), n.logp, t.logp)
+            outcome = (n.rank, t.rank, n.hit, t.hit, said, list(choices))
+            rows.append((request.case_id, kind, number, prompt, request.target_new, answer, *chances, *outcome))
         return pd.DataFrame(rows, columns=PROBE_COLUMNS)
 
     def collapse(self, lm: LanguageModel) -> float:

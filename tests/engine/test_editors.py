@@ -10,7 +10,7 @@ from editing_core.editors.rome import Rome, RomeSettings
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, average, keys_of, states_at_subject
 from editing_core.editors.steps.rows import log_perplexity
-from editing_core.editors.steps.spread import spread
+from editing_core.editors.steps.spread import Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.errors import Cancelled
 from editing_core.models.delta import WeightDelta
@@ -125,7 +125,7 @@ def test_one_layer_of_memit_falls_short_as_the_closed_form_says(tiny_lm, request
     bare = SubjectRows.of(tiny_lm, requests_, Contexts())
     present = states_at_subject(tiny_lm, bare, site)[:, 0]
     targets = present + torch.randn(present.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    delta = spread(tiny_lm, requests_, targets, site, contexts, {1: covariance}, weight, share=float)
+    delta = Spread(site, contexts, {1: covariance}, weight, share=float).write(tiny_lm, requests_, targets)
     keys = keys_of(tiny_lm, SubjectRows.of(tiny_lm, requests_, contexts), contexts, 1)
     gram = keys.T @ torch.cholesky_solve(keys, covariance.cholesky) / weight
     residual = (targets - present).T
@@ -142,7 +142,7 @@ def test_all_layers_together_reach_the_target(share, weight, tiny_lm, requests_,
     site, bare = tiny_lm.architecture.block(1), SubjectRows.of(tiny_lm, requests_, Contexts())
     present = states_at_subject(tiny_lm, bare, site)[:, 0]
     targets = present + 0.1 * torch.randn(present.shape, generator=torch.Generator().manual_seed(1)).double()
-    delta = spread(tiny_lm, requests_, targets, site, Contexts(), covariances, weight, share=share)
+    delta = Spread(site, Contexts(), covariances, weight, share).write(tiny_lm, requests_, targets)
     with delta.applied(tiny_lm.model):
         reached = states_at_subject(tiny_lm, bare, site)[:, 0]
     torch.testing.assert_close(reached, targets, atol=1e-3, rtol=1e-3)

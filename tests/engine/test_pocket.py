@@ -122,7 +122,9 @@ def test_json_of_a_run(run, request_):
     assert {row["case_id"] for row in record["probes"]} == {request_.case_id}
     per_k = 1 + len(request_.paraphrases) + len(request_.neighbors)
     assert len(record["probes"]) == 4 * per_k
-    assert {row["rank"] for row in record["delta"]} == {3}  # three iterations of rank one
+    ranks = [row["rank"] for row in record["delta"]]
+    assert ranks[0] == 1  # no edit moves the first layer's key, so three updates lie along the same one
+    assert all(1 <= rank <= 3 for rank in ranks)
     assert all(0 < row["changed"] <= row["total"] for row in record["delta"])
     assert record["iterations"][0]["ppl_spread"] is None
     assert record["iterations"][0]["specificity_accuracy"] is None
@@ -209,7 +211,7 @@ def test_cancelling_restores_the_model(pocket, request_):
         ),
         ([EditRequest("Мария", "{} is in", "Rome")], "trained on plain English letters only"),
         ([EditRequest("Mary", "{} is in", "Rome", neighbors=(Probe("Zoë is in", "Rome"),))], "contains 'ë'"),
-        ([EditRequest("Mary", "word " * 190 + "{} is in", "Rome")] , "reads at most 256"),
+        ([EditRequest("Mary", "7, " * 300 + "{} is in", "Rome")], "reads at most 256"),
     ],
 )
 def test_refuses_requests(pocket, requests, message):

@@ -86,21 +86,28 @@ def test_suggest_fills_paraphrases_and_neighbors(tab_page):
     expect(tab_page.locator("#neighbors")).to_contain_text("yes")
 
 
+def until(true, seconds=20.0):
+    """Wait for something to become true; False when it did not."""
+    end = time.monotonic() + seconds
+    while not (done := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return done
+
+
 def test_stop_and_a_closed_tab_end_the_work(tab_page, tab):
     tab_page.locator("#example-3").click()
     tab_page.locator("#strip .es-token-edited").wait_for()
     tab_page.locator("#edit").click()
-    expect(tab_page.locator("#stop")).to_be_enabled()
+    assert until(lambda: len(tab.jobs) == 1)
+    expect(tab_page.locator("#progress")).to_contain_text("Optimising")
     tab_page.locator("#stop").click()
     expect(tab_page.locator("#progress")).to_contain_text("Stopped; the model is as it was")
-    assert len(tab.jobs) == 0
+    assert until(lambda: len(tab.jobs) == 0)
+    expect(tab_page.locator("#stop")).to_be_disabled()
     tab_page.locator("#edit").click()
-    expect(tab_page.locator("#stop")).to_be_enabled()
+    assert until(lambda: len(tab.jobs) == 1)
     tab_page.close()
-    end = time.monotonic() + 20
-    while len(tab.jobs) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert len(tab.jobs) == 0
+    assert until(lambda: len(tab.jobs) == 0)
 
 
 def test_a_narrow_page_does_not_scroll_sideways(tab_page):
