@@ -233,7 +233,7 @@ class EditTab:
 
     def _outcome(self, job: Job, values: Values) -> Shown:
         """The page after the worker ended: result, refusal or stop. Defects go to the log with their traceback."""
-        if isinstance(job.error, Cancelled):
+        if job.stopped or isinstance(job.error, Cancelled):
             return self._idle(values, "", STOPPED)
         if isinstance(job.error, EditingError):
             return self._idle(values, progress_view.error_html(str(job.error)))

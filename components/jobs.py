@@ -39,6 +39,11 @@ class Job:
         return not self._thread.is_alive()
 
     @property
+    def stopped(self) -> bool:
+        """Whether somebody asked the worker to leave."""
+        return self._stop.is_set()
+
+    @property
     def seconds(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self.started
@@ -49,11 +54,15 @@ class Job:
         self._thread.join()
 
     def updates(self) -> Iterator[list[Step]]:
-        """Steps since the last look, at least every INTERVAL seconds, until the work has ended."""
+        """Steps since the last look, at least every INTERVAL seconds, until the work has ended or was stopped."""
         while not self.done:
-            yield self._wait()
+            steps = self._wait()
+            # Progress told after a stop would overwrite the word that it was stopped.
+            if self.stopped:
+                return
+            yield steps
         rest = self._drain()
-        if rest:
+        if rest and not self.stopped:
             yield rest
 
     def _wait(self) -> list[Step]:

@@ -18,7 +18,7 @@ from editing_core.data.edit_file import neighbor_of, read_edits
 from editing_core.data.examples import Example, example, load_examples
 from editing_core.editors.iterative import StopSettings
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
-from editing_core.errors import BadRequest, EditingError
+from editing_core.errors import BadRequest, BadSetting, EditingError
 from editing_core.models.catalog import CATALOG, DEFAULT, HUB_ID
 from editing_core.models.language_model import DTYPES, LanguageModel
 from editing_core.registry import EDITORS, editor_row
@@ -136,7 +136,10 @@ def load_model(name: str, dtype: str = "float32") -> LanguageModel:
     """A catalog name, a hub id or (on the command line only) a local folder."""
     folder = Path(name)
     local = (
-        name not in CATALOG and folder.is_dir() and (not HUB_ID.fullmatch(name) or (folder / "config.json").is_file())
+        bool(name)  # Path("") is the present folder
+        and name not in CATALOG
+        and folder.is_dir()
+        and (not HUB_ID.fullmatch(name) or (folder / "config.json").is_file())
     )
     return LanguageModel.load(folder.name if local else name, dtype=dtype, folder=folder if local else None)
 
@@ -279,6 +282,10 @@ def _stats(options: argparse.Namespace) -> None:
     lm, store = load_model(options.model, options.dtype), CovarianceStore()
     row = editor_row(options.editor)
     layers = list(row.layers(row.preset(options.model).settings))
+    if layers and max(layers) >= lm.layers:
+        raise BadSetting(
+            f"{row.label} wants layer {max(layers)}, {lm.name} has layers 0 to {lm.layers - 1}; choose another editor."
+        )
     corpus = Corpus.bundled(lm.name) or store.corpus_of(lm)
     if options.collect and options.collect != Path():
         store.remember(lm, Corpus.of_file(options.collect))

@@ -49,16 +49,35 @@ def tiny_config(family: str) -> PretrainedConfig:
     if family in ("gpt2", "gptj"):
         kind, extra = (GPT2Config, {}) if family == "gpt2" else (GPTJConfig, {"rotary_dim": 4})
         config = kind(
-            vocab_size=words, bos_token_id=0, eos_token_id=0, n_positions=CONTEXT, n_embd=WIDTH, n_layer=BLOCKS, n_head=HEADS,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.15, **extra,
+            vocab_size=words,
+            bos_token_id=0,
+            eos_token_id=0,
+            n_positions=CONTEXT,
+            n_embd=WIDTH,
+            n_layer=BLOCKS,
+            n_head=HEADS,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            initializer_range=0.15,
+            **extra,
         )
     else:
         kind = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}[family]
         extra = {"head_dim": WIDTH // HEADS} if family == "qwen3" else {}
         config = kind(
-            vocab_size=words, bos_token_id=0, eos_token_id=0, max_position_embeddings=CONTEXT, hidden_size=WIDTH, intermediate_size=2 * WIDTH,
-            num_hidden_layers=BLOCKS, num_attention_heads=HEADS, num_key_value_heads=2, initializer_range=0.15,
-            tie_word_embeddings=family == "qwen3", **extra,
+            vocab_size=words,
+            bos_token_id=0,
+            eos_token_id=0,
+            max_position_embeddings=CONTEXT,
+            hidden_size=WIDTH,
+            intermediate_size=2 * WIDTH,
+            num_hidden_layers=BLOCKS,
+            num_attention_heads=HEADS,
+            num_key_value_heads=2,
+            initializer_range=0.15,
+            tie_word_embeddings=family == "qwen3",
+            **extra,
         )
     return config
 

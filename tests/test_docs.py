@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
-TOP = "editing_core components scripts tests docs assets".split()
+TOP = ["editing_core", "components", "scripts", "tests", "docs", "assets"]
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -56,8 +56,14 @@ def test_readme_example_runs(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script],
-        input="\n".join(blocks), cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=180, check=False,
-    )  # fmt: skip
+        input="\n".join(blocks),
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 

@@ -57,4 +57,7 @@ def test_edits_from_an_empty_folder(wheel, tmp_path):
     assert record["iterations"][-1]["k"] >= 1
     assert list(empty.iterdir()) == []
     where = [str(python), "-c", "import editing_core; print(editing_core.__file__)"]
-    assert str(place) in subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout
+    assert (
+        str(place)
+        in subprocess.run(where, cwd=empty, env=environment, capture_output=True, text=True, check=True).stdout
+    )

@@ -35,7 +35,9 @@ def edit_of(record: Any, number: int, source: str) -> EditRequest:
         raise BadRequest(f"An edit has {named}; allowed are {', '.join(sorted(FIELDS))}.")
     for name in ("paraphrases", "neighbors"):
         if not isinstance(record.get(name) or [], list):
-            raise BadRequest(f"The {name} of an edit must be a list, got {type(record[name]).__name__}; write them in [].")
+            raise BadRequest(
+                f"The {name} of an edit must be a list, got {type(record[name]).__name__}; write them in []."
+            )
     return EditRequest(
         subject=record["subject"],
         prompt=record["prompt"],

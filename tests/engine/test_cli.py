@@ -1,6 +1,7 @@
 """The command line in-process: what it prints, what it writes, and one sentence for every refusal."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -66,16 +67,35 @@ def test_stats(capsys):
     assert "not collected" not in capsys.readouterr().out
 
 
-def test_stats_of_a_model_without_text(capsys, tmp_path):
-    folder = tmp_path / "mine"
-    tiny_model("llama").model.save_pretrained(folder)
-    pocket_tokenizer().save_pretrained(folder)
-    assert cli.run(["stats", "--model", str(folder), "--editor", "rome"]) == 0
+@pytest.fixture
+def folder(tmp_path):
+    """A local model without bundled text; three layers."""
+    tiny_model("llama").model.save_pretrained(tmp_path / "mine")
+    pocket_tokenizer().save_pretrained(tmp_path / "mine")
+    return tmp_path / "mine"
+
+
+def test_stats_of_a_local_model(capsys, tmp_path, folder, monkeypatch):
+    monkeypatch.setitem(EDITORS, "rome", replace(EDITORS["rome"], layers=lambda _settings: [1]))
+    command = ["stats", "--model", str(folder), "--editor", "rome"]
+    assert cli.run(command) == 0
     assert "mine: no statistics; collect them with --collect TEXTFILE" in capsys.readouterr().out
     text = tmp_path / "text.txt"
     text.write_text("\n".join(Corpus.bundled("pocket-gpt2").documents[:8]))
-    assert cli.run(["stats", "--model", str(folder), "--editor", "rome", "--collect", str(text)]) == 2  # it has no layer 5
-    assert capsys.readouterr().err.count("\n") == 1
+    assert cli.run([*command, "--collect", str(text)]) == 0
+    assert "mine layer 1: " in capsys.readouterr().out
+    edit_it = edit(model=str(folder), editor="rome", set="layer=1", iterations="1", json="-")
+    assert cli.run([*edit_it, "--set", "steps=2"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"] == "mine"
+
+
+def test_stats_of_layers_the_model_does_not_have(capsys, tmp_path, folder):
+    text = tmp_path / "text.txt"
+    text.write_text("some text\n")
+    assert cli.run(["stats", "--model", str(folder), "--editor", "rome", "--collect", str(text)]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "mine has layers 0 to 2" in err
 
 
 def test_help_of_every_command(capsys):
@@ -137,7 +157,12 @@ def test_edits_of_a_file(capsys, tmp_path):
     path.write_text(
         json.dumps(
             [
-                {"subject": "Fanny Davies", "prompt": "{} plays the", "target_new": "guitar", "neighbors": ["A plays the=piano"]},
+                {
+                    "subject": "Fanny Davies",
+                    "prompt": "{} plays the",
+                    "target_new": "guitar",
+                    "neighbors": ["A plays the=piano"],
+                },
                 {"subject": "Clara Haskil", "prompt": "{} plays the", "target_new": "violin", "case_id": "x"},
             ]
         )
@@ -149,7 +174,18 @@ def test_edits_of_a_file(capsys, tmp_path):
 
 def test_bench_writes_tables(capsys, tmp_path):
     out = tmp_path / "results"
-    arguments = ["--dataset", "pocket-facts:tune", "--limit", "3", "--iterations", "2", "--stop", "none", "--out", str(out)]
+    arguments = [
+        "--dataset",
+        "pocket-facts:tune",
+        "--limit",
+        "3",
+        "--iterations",
+        "2",
+        "--stop",
+        "none",
+        "--out",
+        str(out),
+    ]
     assert cli.run(["bench", *arguments]) == 0
     assert {p.name for p in out.iterdir()} == {"iterations.csv", "probes.parquet", "delta.safetensors", "summary.json"}
     table = pd.read_csv(out / "iterations.csv")
@@ -269,7 +305,7 @@ def test_interrupt(capsys, monkeypatch):
     assert capsys.readouterr().err == "Interrupted; nothing was changed.\n"
 
 
-def test_a_bad_model_name_never_reaches_the_file_system(capsys):
-    for name in ("../secrets", "/etc/passwd", "a/../b", ""):
+def test_a_model_name_that_is_neither_known_nor_a_folder(capsys):
+    for name in ("../secrets", "/no/such/folder", "a/../b", ""):
         assert cli.run(edit(model=name)) == 2
         assert "Unknown model" in capsys.readouterr().err

@@ -118,12 +118,12 @@ def test_corpus_of_a_file(tmp_path):
     path.write_text("one line\n\n  another line \n", encoding="utf-8")
     assert Corpus.of_file(path) == Corpus("texts", ("one line", "another line"))
     path.write_text("\n \n")
-    with pytest.raises(BadRequest, match="texts.txt holds no text"):
+    with pytest.raises(BadRequest, match=r"texts\.txt holds no text"):
         Corpus.of_file(path)
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(BadRequest, match="texts.txt is not a readable UTF-8 text file"):
+    with pytest.raises(BadRequest, match=r"texts\.txt is not a readable UTF-8 text file"):
         Corpus.of_file(path)
-    with pytest.raises(BadRequest, match="nowhere.txt is not a readable"):
+    with pytest.raises(BadRequest, match=r"nowhere\.txt is not a readable"):
         Corpus.of_file(tmp_path / "nowhere.txt")
 
 

@@ -222,5 +222,5 @@ def test_an_infinite_round_is_rolled_back(make, tiny_lm, requests_):
     outcome = replace(iterative, editor=Breaking()).edit(tiny_lm, requests_)
     assert len(outcome.rounds) == 1
     assert not outcome.converged
-    assert "Iteration 2 produced numbers that are not finite; the edit was rolled back to iteration 1" in outcome.stopped
+    assert "Iteration 2 gave numbers that are not finite; the edit was rolled back to iteration 1" in outcome.stopped
     assert bit_equal(tiny_lm.model, before)

@@ -110,18 +110,17 @@ def test_self_test_passes(tiny_lm):
 def test_self_test_finds_a_foreign_residual_path(family):
     """A block that scales what its MLP adds is not what the family's row says."""
     lm = tiny_model(family)
-    down = lm.model.get_submodule(lm.architecture.down(lm.layers // 2))
-    lm.model.get_submodule(f"{lm.architecture.block(lm.layers // 2)}.{lm.architecture.mlp}").register_forward_hook(
-        lambda _m, _i, out: out * 2
-    )
-    assert down is not None
+    mlp = f"{lm.architecture.block(lm.layers // 2)}.{lm.architecture.mlp}"
+    lm.model.get_submodule(mlp).register_forward_hook(lambda _m, _i, out: out * 2)
     with pytest.raises(ModelUnavailable, match="does not add its MLP output"):
         lm.verify()
 
 
 def test_refuses_a_family_without_a_row():
     config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
-    message = "Models of type 'bloom' have no row .* choose a model of one of these types: gpt2, gptj, llama, qwen2, qwen3"
+    message = (
+        "Models of type 'bloom' have no row .* choose a model of one of these types: gpt2, gptj, llama, qwen2, qwen3"
+    )
     with pytest.raises(ModelUnavailable, match=message):
         Architecture.of(config)
     with pytest.raises(ModelUnavailable, match="'bloom'"):

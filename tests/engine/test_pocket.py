@@ -33,7 +33,11 @@ def plan(editor="memit", seed=0, **stop):
 
 @pytest.fixture(scope="module")
 def knowledge(pocket):
-    return Examiner(pocket.model, pocket.tokenizer), read_facts(FACTS / "facts.tsv"), Templates.read(FACTS / "templates.json")
+    return (
+        Examiner(pocket.model, pocket.tokenizer),
+        read_facts(FACTS / "facts.tsv"),
+        Templates.read(FACTS / "templates.json"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +73,9 @@ def test_facts_sit_at_the_subject_in_the_early_blocks(pocket, knowledge):
 
 def test_benchmark_records_are_known_and_not_yet_edited(pocket):
     for request in sample(load_dataset("pocket-facts"), 20, seed=2):
-        (true, new) = score_objects(pocket, [(request.full_prompt, o) for o in (request.target_true, request.target_new)])
+        (true, new) = score_objects(
+            pocket, [(request.full_prompt, o) for o in (request.target_true, request.target_new)]
+        )
         assert true.hit == 1.0, request
         assert new.hit == 0.0
 

@@ -1,6 +1,7 @@
 """Target optimisation: every record of a batch is treated as if alone."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def uneven_threshold(curves):
     """A loss at which the curves end at different steps, none at the first one where that can be had."""
     values = sorted(value for curve in curves for value in curve)
     best = (0, False, 0.0)
-    for low, high in zip(values, values[1:], strict=False):
+    for low, high in pairwise(values):
         middle = (low + high) / 2
         ends = [next((i for i, v in enumerate(curve) if v < middle), len(curve) - 1) for curve in curves]
         if high - low > 1e-3:  # no rounding may decide
@@ -150,7 +151,7 @@ def test_chunks_change_nothing(tiny_lm, three, contexts, monkeypatch):
     seen = []
     parts = run(tiny_lm, three, contexts, watch=seen.append)
     assert relative(parts.shifts[site], whole.shifts[site]) < 1e-4
-    assert [step.note for step in seen if step.done == 1] == ["facts 1-1", "facts 2-2", "facts 3-3"]
+    assert [step.note for step in seen if step.done == 1] == ["facts 1-1 of 3", "facts 2-2 of 3", "facts 3-3 of 3"]
     assert parts.log.steps.tolist() == whole.log.steps.tolist()
 
 

@@ -21,8 +21,18 @@ SUBJECTS = [
     "C-3PO",
     "Who?",
 ]
-TEMPLATES = ["{} was born in", "The mother tongue of {} is", "{}'s first language is", "Birthplace of {}:", "As for {}, it"]
-WORDS = st.lists(st.sampled_from("Mary Walker river Paris 42 the of, born. (old) it's x".split()), min_size=1, max_size=6)
+TEMPLATES = [
+    "{} was born in",
+    "The mother tongue of {} is",
+    "{}'s first language is",
+    "Birthplace of {}:",
+    "As for {}, it",
+]
+WORDS = st.lists(
+    st.sampled_from(["Mary", "Walker", "river", "Paris", "42", "the", "of,", "born.", "(old)", "it's", "x"]),
+    min_size=1,
+    max_size=6,
+)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -64,7 +74,9 @@ def test_subject_last_covers_the_last_character(subject):
     tokenizer, template = pocket_tokenizer(), "They told us that {}, of all things, is"
     text = template.replace("{}", subject)
     end = template.index("{}") + len(subject)
-    start, stop = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][subject_last(tokenizer, template, subject)]
+    start, stop = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][
+        subject_last(tokenizer, template, subject)
+    ]
     assert start < end <= stop
 
 

@@ -99,7 +99,7 @@ def test_an_unknown_parameter_leaves_the_others_alone(net):
     assert bit_equal(net, before)
 
 
-def test_sum_of_low_rank_keeps_factors(net):
+def test_sum_of_low_rank_keeps_factors():
     a, b = low_rank(2, seed=1), low_rank(3, seed=2)
     total = (both(a) + WeightDelta({"conv.weight": b})).updates
     assert isinstance(total["conv.weight"], LowRank)
@@ -199,7 +199,10 @@ def test_refuses_numbers_that_are_not_finite(net, bad):
 def test_refuses_a_wrong_shape(net):
     before = snapshot(net)
     delta = WeightDelta({"linear.weight": low_rank(), "conv.weight": low_rank(width_in=6)})
-    with pytest.raises(BadRequest, match=r"conv.weight has shape \(6, 7\), the model needs \(5, 7\)"), delta.applied(net):
+    with (
+        pytest.raises(BadRequest, match=r"conv.weight has shape \(6, 7\), the model needs \(5, 7\)"),
+        delta.applied(net),
+    ):
         pass
     assert bit_equal(net, before)
 
@@ -207,17 +210,17 @@ def test_refuses_a_wrong_shape(net):
 def test_refuses_files_that_are_no_edits(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(2)}, foreign)
-    with pytest.raises(BadRequest, match="foreign.safetensors holds no EditScope edit"):
+    with pytest.raises(BadRequest, match=r"foreign\.safetensors holds no EditScope edit"):
         WeightDelta.load(foreign)
     (tmp_path / "text.safetensors").write_text("not a tensor in sight")
-    with pytest.raises(BadRequest, match="text.safetensors is not a readable safetensors file"):
+    with pytest.raises(BadRequest, match=r"text\.safetensors is not a readable safetensors file"):
         WeightDelta.load(tmp_path / "text.safetensors")
-    with pytest.raises(BadRequest, match="missing.safetensors is not a readable"):
+    with pytest.raises(BadRequest, match=r"missing\.safetensors is not a readable"):
         WeightDelta.load(tmp_path / "missing.safetensors")
 
 
 def test_refuses_an_edit_file_with_parts_missing(tmp_path):
     path = tmp_path / "half.safetensors"
     save_file({"linear.weight|left": torch.zeros(7, 1)}, path, metadata={"format": "editscope-delta-1"})
-    with pytest.raises(BadRequest, match="half.safetensors is damaged"):
+    with pytest.raises(BadRequest, match=r"half\.safetensors is damaged"):
         WeightDelta.load(path)

@@ -19,7 +19,11 @@ from editing_core.evaluation.metrics import (
 def probe(kind, case=0, new=0.5, true=0.25, hit_new=1.0, choices=(1,)):
     """One row of a probe table, as far as metrics read it."""
     return {
-        "case_id": case, "kind": kind, "logp_new": math.log(new), "logp_true": math.log(true), "hit_new": hit_new,
+        "case_id": case,
+        "kind": kind,
+        "logp_new": math.log(new),
+        "logp_true": math.log(true),
+        "hit_new": hit_new,
         "choices": list(choices),
     }
 

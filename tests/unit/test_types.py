@@ -34,6 +34,7 @@ def make(**changes):
         ({"subject": "Mary\nWalker"}, BadRequest, "contains a line break or an invisible character"),
         ({"subject": "Mary\u200bWalker"}, BadRequest, "invisible character"),
         ({"subject": None}, BadRequest, "The subject must be text, got NoneType; put it in quotes"),
+        ({"case_id": [1]}, BadRequest, "The case_id must be a number or text, got list"),
         ({"target_new": 7}, BadRequest, "The new object must be text, got int"),
         ({"paraphrases": ("fine", "")}, BadRequest, "The paraphrase is empty"),
         ({"paraphrases": ("a",) * (MAX_PROBES + 1)}, BadRequest, "At most 200 paraphrases and 200 neighbors"),
@@ -47,7 +48,11 @@ def test_refuses(changes, error, message):
 
 @pytest.mark.parametrize(
     ("prompt", "answer", "message"),
-    [("", "x", "The neighbor prompt is empty"), ("x", " ", "The answer of a neighbor is empty"), ("<i>", "x", "markup")],
+    [
+        ("", "x", "The neighbor prompt is empty"),
+        ("x", " ", "The answer of a neighbor is empty"),
+        ("<i>", "x", "markup"),
+    ],
 )
 def test_probe_refuses(prompt, answer, message):
     with pytest.raises(BadRequest, match=message):

@@ -8,11 +8,20 @@ import pytest
 from editing_core.evaluation.verdict import COLLAPSE_FACTOR, judge, lost_neighbors
 
 
-def row(kind, prompt, new, true, hit_new=0.0, hit_true=0.0, rank_new=5, answer="?"):
+def row(kind, prompt, new, true, hit_new=0.0, hit_true=0.0, answer="?"):
     return {
-        "kind": kind, "prompt": prompt, "target_new": "Rome", "target_true": "Paris", "p_new": new, "p_true": true,
-        "logp_new": math.log(new), "logp_true": math.log(true), "hit_new": hit_new, "hit_true": hit_true,
-        "rank_new": rank_new, "answer": answer,
+        "kind": kind,
+        "prompt": prompt,
+        "target_new": "Rome",
+        "target_true": "Paris",
+        "p_new": new,
+        "p_true": true,
+        "logp_new": math.log(new),
+        "logp_true": math.log(true),
+        "hit_new": hit_new,
+        "hit_true": hit_true,
+        "rank_new": 1 if answer == "Rome" else 5,
+        "answer": answer,
     }
 
 
@@ -30,14 +39,14 @@ BEFORE = pd.DataFrame(
 def after(edit=None, neighbors=None):
     """The table after a clean edit, with the edit row or some neighbors replaced."""
     now = BEFORE.copy()
-    edit = edit or row("edit", "The Louvre is in", 0.95, 0.01, hit_new=1.0, rank_new=1, answer="Rome")
+    edit = edit or row("edit", "The Louvre is in", 0.95, 0.01, hit_new=1.0, answer="Rome")
     for number, values in {0: edit, **(neighbors or {})}.items():
         now.loc[number] = values
     return now
 
 
 UNDER = row("edit", "The Louvre is in", 0.1, 0.6, answer="Paris")
-PARTLY = row("edit", "The Louvre is in", 0.3, 0.1, hit_new=0.5, rank_new=2, answer="Berlin")
+PARTLY = row("edit", "The Louvre is in", 0.3, 0.1, hit_new=0.5, answer="Berlin")
 LOST = row("neighbor", "The Eiffel tower is in", 0.8, 0.1, hit_new=1.0, hit_true=0.0)
 
 
@@ -106,7 +115,7 @@ def test_just_below_the_factor_is_not_collapsed():
 
 def test_undecidable_when_the_new_object_was_already_the_answer():
     before = BEFORE.copy()
-    before.loc[0] = row("edit", "The Louvre is in", 0.9, 0.01, hit_new=1.0, rank_new=1, answer="Rome")
+    before.loc[0] = row("edit", "The Louvre is in", 0.9, 0.01, hit_new=1.0, answer="Rome")
     found = verdict(after(), before=before)
     assert found.states == ("undecidable",)
     assert "already answered “Rome” before the edit" in found.reason
