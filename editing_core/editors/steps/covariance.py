@@ -143,7 +143,7 @@ class CovarianceStore:
         if found is None:
             raise StatisticsMissing(
                 f"No covariance statistics of {lm.name}, layer {layer}, from {corpus.name!r}; collect them with "
-                f"'editscope stats --model {lm.name} --collect' or the button beside the editor."
+                f"'editscope stats --model {lm.name} --collect'."
             )
         with self._lock:
             return self._floored.setdefault((key, floor), found.floored(floor))
