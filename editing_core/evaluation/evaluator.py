@@ -36,8 +36,11 @@ class Evaluator:
         of the true object (of the new one for edit prompts and paraphrases) and answer their text.
         """
         asked = [(request, *probe) for request in requests for probe in _probes(request)]
-        new = score_objects(lm, [(prompt, request.target_new) for request, _, _, prompt, _ in asked])
-        true = score_objects(lm, [(prompt, answer) for _, _, _, prompt, answer in asked])
+        new_pairs = [(prompt, request.target_new) for request, _, _, prompt, _ in asked]
+        true_pairs = [(prompt, answer) for _, _, _, prompt, answer in asked]
+        # Together, because both objects of a prompt mostly share one forward row.
+        scores = score_objects(lm, new_pairs + true_pairs)
+        new, true = scores[: len(asked)], scores[len(asked) :]
         rows = []
         for (request, kind, number, prompt, answer), n, t in zip(asked, new, true, strict=True):
             choices = t.choices if kind == "neighbor" else n.choices

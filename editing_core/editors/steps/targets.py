@@ -19,6 +19,7 @@ from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.rows import Row, RowTensors, kl_row, per_record, rewriting_rows
 from editing_core.models.hooks import steering, watching
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.replay import Replay
 from editing_core.types import EditRequest, Step, Watch, ignore
 
 TOKENS_PER_BATCH = 12_000  # bounds the activations kept for the backward pass
@@ -97,6 +98,7 @@ class _Problem:
             [*rewriting_rows(lm, r, i, contexts), kl_row(lm, r, i)] for i, r in enumerate(requests)
         ]
         self.active = torch.arange(self.count, device=lm.device)
+        self.replay = Replay(lm, self.sites)
 
     def solve(self, watch: Callable[[Step], None]) -> Targets:
         """Run Adam until every record is finished or the steps are used up."""
@@ -141,7 +143,7 @@ class _Problem:
     def _start(self) -> None:
         """Anchors, the unshifted KL distribution and zeros for the rest, from one plain forward."""
         t = self.tensors
-        with watching(self.lm.model, outputs=self.sites) as seen:
+        with watching(self.lm.model, outputs=self.sites) as seen, self.replay.recording():
             hidden = self.lm.hidden(t.batch)
         rows, at = self.identity, t.subject[self.identity]
         self.anchor = torch.stack([seen[site][rows, at].float() for site in self.sites])  # (sites, n, d)
@@ -172,7 +174,8 @@ class _Problem:
 
             return change
 
-        with steering(self.lm.model, {site: shifted(i) for i, site in enumerate(self.sites)}):
+        changes = {site: shifted(i) for i, site in enumerate(self.sites)}
+        with self.replay.playing(), steering(self.lm.model, changes):
             hidden = self.lm.hidden(t.batch)
         logits = self.lm.head(hidden[t.label_row, t.label_at]).float()
         losses = torch.nn.functional.cross_entropy(logits, t.label_id, reduction="none")
@@ -221,12 +224,14 @@ class _Problem:
         """Keep finished records' shifts as they were when judged, and go on with the others."""
         self.result[:, self.active[finished]] = self.previous[:, finished]
         keep = ~finished
+        kept_rows = keep[self.record]
         self.active = self.active[keep]
         self.delta = self.delta.detach()[:, keep].requires_grad_()
         self.moment1, self.moment2 = self.moment1[:, keep], self.moment2[:, keep]
         self.rate, self.anchor_norm = self.rate[:, keep], self.anchor_norm[:, keep]
         self.kl_before, self.factor = self.kl_before[keep], self.factor[keep]
         self._restrict()
+        self.replay.select(kept_rows, self.tensors.batch.ids.shape[1])
 
     def _store(self) -> None:
         self.result[:, self.active] = self.delta.detach()
