@@ -70,8 +70,7 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
         return event(tab.on_present, inputs, trigger_mode="always_last", **quiet, **MODEL_QUEUE)
 
     for name, chip in form.chips.items():
-        pressed = chip.click(_chip(tab, name), **quiet)
-        present(pressed.then(tab.on_editor, inputs, **quiet).then)
+        present(chip.click(_chip(tab, name), inputs, **quiet).then)
     for box in form.texts[:3]:
         present(box.blur)
     present(form.suggest.click(tab.on_suggest, inputs, **quiet).then)
@@ -81,8 +80,8 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
     page.load(tab.on_editor, inputs, **quiet)
 
 
-def _chip(tab: EditTab, name: str) -> Callable[[], dict[Any, Any]]:
-    return lambda: tab.on_example(name)
+def _chip(tab: EditTab, name: str) -> Callable[..., dict[Any, Any]]:
+    return lambda values: tab.on_example(name, values)
 
 
 def _wire_edit(tab: EditTab) -> None:

@@ -64,11 +64,13 @@ class EditTab:
         widgets = [self.header.model, self.history, self.job, self.form.filled]
         return {*widgets, *self.form.inputs, *self.settings.inputs, *self.view.inputs}
 
-    def on_example(self, name: str) -> Shown:
-        """An example's button: fill form and settings."""
-        chosen = example(name)
+    def on_example(self, name: str, values: Values) -> Shown:
+        """An example's button: fill form and settings, with what the example changes in the preset."""
+        chosen, model = example(name), values[self.header.model]
         return {
             **edit_form.show_example(self.form, chosen),
+            **settings_form.show_preset(self.settings, chosen.editor, model, chosen.settings),
+            self.header.state: header.state_html(self.host, self.store, model, chosen.editor),
             self.settings.editor: chosen.editor,
             self.settings.iterations: chosen.iterations,
             self.settings.stop: chosen.stop,

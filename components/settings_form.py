@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from html import escape
+from types import MappingProxyType
 from typing import Any
 
 import gradio as gr
@@ -94,12 +95,14 @@ def preset_html(editor: str, model: str) -> str:
     )
 
 
-def show_preset(form: SettingsForm, editor: str, model: str) -> dict[Any, Any]:
-    """The chosen editor's group, filled with its preset for the model."""
+def show_preset(
+    form: SettingsForm, editor: str, model: str, changes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[Any, Any]:
+    """The chosen editor's group, filled with its preset for the model; `changes` are those of an example."""
     shown: dict[Any, Any] = {form.preset: preset_html(editor, model)}
     for name, group in form.groups.items():
         shown[group] = gr.Group(visible=name == editor)
-        settings = editor_row(name).preset(model).settings
+        settings = editor_row(name).preset(model).settings.changed(changes if name == editor else {})
         shown |= {widget: _shown(getattr(settings, field)) for field, widget in form.widgets[name].items()}
     return shown
 

@@ -40,12 +40,13 @@ class Replay:
     def playing(self) -> Iterator[None]:
         """Inside, the kept blocks are not run: they give the kept state, and hooks on them still act."""
 
-        def forward(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor | None, ...]:
-            return (self.state,) if self.as_tuple else self.state  # type: ignore[return-value]
+        def forward(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
+            assert self.state is not None, "nothing was recorded"
+            return (self.state,) if self.as_tuple else self.state
 
         try:
             for block in self.blocks:
-                block.forward = forward  # type: ignore[method-assign]
+                block.forward = forward
             yield
         finally:
             for block in self.blocks:

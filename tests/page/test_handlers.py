@@ -9,6 +9,7 @@ from components import edit_form, progress_view, result_html
 from components.jobs import Job
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
+from editing_core.data.examples import example
 from editing_core.editors.iterative import StopSettings
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
@@ -67,9 +68,12 @@ def test_an_edit_shows_verdict_charts_and_downloads(client, saying, output_of, t
 
 def test_every_example_fills_the_form(tab):
     for name in tab.form.chips:
-        shown = tab.on_example(name)
+        shown = tab.on_example(name, {tab.header.model: "pocket-gpt2"})
         assert shown[tab.form.subject]
         assert shown[tab.settings.editor] in EDITORS
+        widgets = tab.settings.widgets[shown[tab.settings.editor]]
+        for setting, value in example(name).settings.items():
+            assert shown[widgets[setting]] == value
 
 
 def test_every_setting_of_every_editor_has_a_widget(tab):
