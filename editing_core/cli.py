@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     stats.add_argument(
         "--collect", type=Path, nargs="?", const=Path(), metavar="TEXTFILE", help="one document per line"
     )
+    stats.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for edit, e.g. layers=0,1")
     stats.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
     stats.set_defaults(command=_stats)
     return parser
@@ -114,15 +115,22 @@ def _add_plan(parser: argparse.ArgumentParser, iterations: int) -> None:
     parser.set_defaults(default_iterations=iterations)
 
 
-def _plan(options: argparse.Namespace, case: Example | None = None) -> EditPlan:
-    """The plan from the options; an example fills in what they leave open."""
-    row = editor_row(options.editor or (case.editor if case else "memit"))
-    pairs: dict[str, Any] = dict(case.settings) if case and row.name == case.editor else {}
-    for text in options.set:
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    """The settings of --set KEY=VALUE."""
+    pairs = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals:
             raise BadRequest(f"--set takes KEY=VALUE, got {text[:40]!r}; write for example --set steps=30.")
         pairs[key.strip()] = value
+    return pairs
+
+
+def _plan(options: argparse.Namespace, case: Example | None = None) -> EditPlan:
+    """The plan from the options; an example fills in what they leave open."""
+    row = editor_row(options.editor or (case.editor if case else "memit"))
+    pairs: dict[str, Any] = dict(case.settings) if case and row.name == case.editor else {}
+    pairs |= _pairs(options.set)
     count = case.iterations if case else options.default_iterations
     stop_settings = StopSettings(
         iterations=count if options.iterations is None else options.iterations,
@@ -281,10 +289,10 @@ def _examples(_options: argparse.Namespace) -> None:
 def _stats(options: argparse.Namespace) -> None:
     lm, store = load_model(options.model, options.dtype), CovarianceStore()
     row = editor_row(options.editor)
-    layers = list(row.layers(row.preset(options.model).settings))
+    layers = list(row.layers(row.preset(options.model).settings.changed(_pairs(options.set))))
     if layers and max(layers) >= lm.layers:
         raise BadSetting(
-            f"{row.label} wants layer {max(layers)}, {lm.name} has layers 0 to {lm.layers - 1}; choose another editor."
+            f"{row.label} wants layer {max(layers)}, {lm.name} has layers 0 to {lm.layers - 1}; name others with --set."
         )
     corpus = Corpus.bundled(lm.name) or store.corpus_of(lm)
     if options.collect and options.collect != Path():

@@ -15,7 +15,7 @@ from editing_core.editors.rome import Rome, RomeSettings
 from editing_core.editors.settings import Settings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.covariance import Corpus, Covariance, CovarianceStore
-from editing_core.errors import BadSetting, StatisticsMissing
+from editing_core.errors import StatisticsMissing
 from editing_core.models.catalog import unknown
 from editing_core.models.language_model import LanguageModel
 
@@ -34,7 +34,10 @@ Build = Callable[[LanguageModel, Settings, CovarianceStore, Corpus | None, int],
 
 @dataclass(frozen=True)
 class EditorRow:
-    """One editor on offer. layers: which layers' statistics it needs under given settings."""
+    """One editor on offer.
+
+    layers: which layers it changes under given settings. needs_statistics: whether it protects known keys there.
+    """
 
     name: str
     label: str
@@ -44,6 +47,7 @@ class EditorRow:
     build: Build
     layers: Callable[[Settings], Sequence[int]]
     presets: dict[str, Preset] = field(default_factory=dict)
+    needs_statistics: Callable[[Settings], bool] = lambda _settings: True
 
     def preset(self, model: str) -> Preset:
         """The preset of a model; for others a suggestion made from nothing but the defaults."""
@@ -53,10 +57,6 @@ class EditorRow:
 def _covariances(
     lm: LanguageModel, layers: Sequence[int], store: CovarianceStore, corpus: Corpus | None, floor: float
 ) -> dict[int, Covariance]:
-    if max(layers) >= lm.layers:
-        raise BadSetting(
-            f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them."
-        )
     if corpus is None:
         raise StatisticsMissing(
             f"No covariance statistics are bundled for {lm.name}; collect them with "
@@ -147,13 +147,14 @@ EDITORS = {
             "https://arxiv.org/abs/2202.05262",
             RomeSettings,
             _build_rome,
-            lambda s: [s.layer] if s.covariance else [],  # type: ignore[attr-defined]
+            lambda s: [s.layer],  # type: ignore[attr-defined]
             {
                 "pocket-gpt2": Preset(RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), _OWN),
                 "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
                 "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),
             },
+            needs_statistics=lambda s: s.covariance,  # type: ignore[attr-defined]
         ),
     )
 }

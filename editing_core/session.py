@@ -13,7 +13,7 @@ import pandas as pd
 from editing_core.editors.base import Editor
 from editing_core.editors.iterative import Iterative, Round
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
-from editing_core.errors import BadRequest, NotFinite
+from editing_core.errors import BadRequest, BadSetting, NotFinite
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import summarize
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
@@ -104,9 +104,13 @@ def present_answer(lm: LanguageModel, prompt: str) -> str:
 def build_editor(lm: LanguageModel, plan: EditPlan, store: CovarianceStore, watch: Watch = ignore) -> Editor:
     """The plan's editor, with statistics at hand and contexts drawn from the unedited model."""
     row = editor_row(plan.editor)
+    layers = row.layers(plan.settings)
+    if max(layers, default=0) >= lm.layers:
+        raise BadSetting(
+            f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them."
+        )
     corpus = Corpus.bundled(lm.name)
-    layers = [layer for layer in row.layers(plan.settings) if layer < lm.layers]
-    if corpus and layers:
+    if corpus and row.needs_statistics(plan.settings):
         store.collect(lm, layers, corpus, watch)
     return row.build(lm, plan.settings, store, corpus or store.corpus_of(lm), plan.seed)
 
