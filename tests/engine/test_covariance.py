@@ -4,10 +4,13 @@ import pytest
 import torch
 
 from editing_core.editors.memit import MemitSettings
+from editing_core.editors.rome import RomeSettings
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, Cancelled, StatisticsMissing
 from editing_core.models.hooks import watching
 from editing_core.registry import editor_row
+from editing_core.runs.record import EditPlan
+from editing_core.session import build_editor
 from tests.conftest import BLOCKS
 
 
@@ -52,9 +55,17 @@ def test_editors_refuse_to_start_without(tiny_lm, editor, corpus, tmp_path):
         row.build(tiny_lm, settings, CovarianceStore(tmp_path), None, 0)
 
 
-def test_editors_refuse_layers_the_model_does_not_have(tiny_lm, corpus, store):
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("memit", MemitSettings(layers=(1, BLOCKS))),
+        ("rome", RomeSettings(layer=BLOCKS)),
+        ("rome", RomeSettings(layer=BLOCKS, covariance=False)),
+    ],
+)
+def test_editors_refuse_layers_the_model_does_not_have(tiny_lm, store, name, settings):
     with pytest.raises(BadSetting, match=f"Layer {BLOCKS} was asked for, {tiny_lm.name} has layers 0 to {BLOCKS - 1}"):
-        editor_row("memit").build(tiny_lm, MemitSettings(layers=(1, BLOCKS)), store, corpus, 0)
+        build_editor(tiny_lm, EditPlan(name, settings), store)
 
 
 def test_reloaded_equals_fresh(tiny_lm, corpus, tmp_path):
