@@ -31,6 +31,7 @@ Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 DEFECT = "Something went wrong inside EditScope; the model is as it was, and the server's log has the details."
 STOPPED = "Stopped; the model is as it was."
+REDRAW = 1.5  # seconds between two drawings of the live chart
 GONE = "This run is no longer kept on the server; press Edit again."
 
 
@@ -230,8 +231,13 @@ class EditTab:
             self.stop: gr.Button(interactive=True),
             **progress_view.show(self.progress, progress, 0.0, redraw=False),
         }
+        drawn, changed = 0.0, False
         for steps in job.updates():
-            yield progress_view.show(self.progress, progress, job.seconds, progress.add(steps))
+            changed |= progress.add(steps)
+            # Drawing takes processor time, which on a small host the edit itself needs.
+            redraw = changed and job.seconds - drawn >= REDRAW
+            drawn, changed = (job.seconds, False) if redraw else (drawn, changed)
+            yield progress_view.show(self.progress, progress, job.seconds, redraw)
 
     def _outcome(self, job: Job, values: Values) -> Shown:
         """The page after the worker ended: result, refusal or stop. Defects go to the log with their traceback."""
