@@ -14,7 +14,7 @@ from typing import Any
 from editing_core.errors import Cancelled
 from editing_core.types import Step, Watch
 
-INTERVAL = 0.3  # seconds within which a handler yields, so that a cancel reaches it soon
+INTERVAL = 1.0  # seconds within which a handler yields, so that a cancel reaches it soon
 KEPT_STEPS = 256  # progress a slow reader may be behind before the oldest is dropped
 Work = Callable[[Watch], Any]
 
