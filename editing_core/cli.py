@@ -24,7 +24,7 @@ from editing_core.models.language_model import DTYPES, LanguageModel
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.export import html_page, write_tables, write_text
 from editing_core.runs.record import EditPlan, RunResult
-from editing_core.session import look, run_edit
+from editing_core.session import look, planned, run_edit
 from editing_core.types import EditRequest, Step
 
 
@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--example", help="number or name of a bundled example")
     parser.add_argument("--file", type=Path, help="JSON list of edits")
+    parser.add_argument("--repeat", type=Path, help="a run saved with --json: the same edits, settings and seed")
     parser.add_argument("--subject")
     parser.add_argument("--prompt", help="with {} where the subject belongs")
     parser.add_argument("--old", help="the object before; default: what the model says")
@@ -171,7 +172,9 @@ def _requests(options: argparse.Namespace) -> tuple[EditRequest, ...]:
 
 
 def _edit(options: argparse.Namespace) -> None:
-    if options.example is not None:
+    if options.repeat is not None:
+        requests, plan = planned(_saved(options.repeat))
+    elif options.example is not None:
         case = example(options.example)
         requests, plan = case.requests, _plan(options, case)
     else:
@@ -188,6 +191,17 @@ def _edit(options: argparse.Namespace) -> None:
             write_text(Path(options.json), json.dumps(result.to_json(), indent=1))
     if options.html:
         _write_html(lm, result, options.html)
+
+
+def _saved(path: Path) -> dict[str, Any]:
+    """The JSON object of a saved run."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BadRequest(f"{path.name} is not a readable JSON file; choose a file written with --json.") from error
+    if not isinstance(record, dict):
+        raise BadRequest(f"{path.name} holds no saved run; choose a file written with --json.")
+    return record
 
 
 def _write_html(lm: LanguageModel, result: RunResult, path: Path) -> None:

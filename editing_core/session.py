@@ -5,13 +5,14 @@ last; page and command line both call it.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from editing_core.editors.base import Editor
-from editing_core.editors.iterative import Iterative, Round
+from editing_core.editors.iterative import Iterative, Round, StopSettings
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, NotFinite
 from editing_core.evaluation.evaluator import Evaluator
@@ -21,7 +22,7 @@ from editing_core.models.delta import Proof, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan, RunResult, with_targets
-from editing_core.types import EditRequest, Row, Step, Watch, ignore
+from editing_core.types import EditRequest, Probe, Row, Step, Watch, ignore
 
 MAX_REQUESTS = 2000
 
@@ -71,6 +72,24 @@ def run_edit(
         edit_seconds=time.perf_counter() - started - story.seconds,
         notes=tuple(note for r in outcome.rounds for note in r.outcome.notes),
     )
+
+
+def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPlan]:
+    """What a saved run (`RunResult.to_json`) was asked to do; running it again gives the same result."""
+    try:
+        row = editor_row(record["editor"])
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+        plan = EditPlan(row.name, row.settings_class().changed(values), StopSettings(**record["stop"]), record["seed"])
+        requests = tuple(_request_of(r) for r in record["requests"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadRequest(f"This is no run saved by EditScope ({error}); choose a file written with --json.") from error
+    return requests, plan
+
+
+def _request_of(row: Mapping[str, Any]) -> EditRequest:
+    probes = tuple(Probe(**n) for n in row["neighbors"])
+    texts = {name: tuple(row[name]) for name in ("paraphrases", "generation_prompts")}
+    return EditRequest(**{**row, **texts, "neighbors": probes})
 
 
 def prepare(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
