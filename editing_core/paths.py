@@ -1,6 +1,6 @@
 """Every folder the engine reads or writes.
 
-Bundled files come with the package; what is computed or kept goes below `home()`, which the
+Bundled files come with the package; what is computed goes below `home()`, which the
 environment variable EDITSCOPE_HOME may move.
 """
 
@@ -17,21 +17,10 @@ def assets() -> Path:
 
 
 def home() -> Path:
-    """Where computed statistics and stored runs are kept."""
+    """Where computed statistics are kept."""
     return Path(os.environ.get("EDITSCOPE_HOME") or Path.home() / ".cache" / "editscope")
 
 
 def statistics() -> Path:
     """Covariance statistics, one file per key."""
     return home() / "statistics"
-
-
-def runs() -> Path:
-    """Stored runs, one folder each."""
-    return home() / "runs"
-
-
-def data() -> Path | None:
-    """A folder with CounterFact and the like, named by EDITSCOPE_DATA; None when not set."""
-    folder = os.environ.get("EDITSCOPE_DATA")
-    return Path(folder) if folder else None
