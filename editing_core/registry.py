@@ -91,7 +91,6 @@ def _build_rome(
 _POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
 _POCKET_STREAM: dict[str, Any] = {**_POCKET, "rate": 0.06, "decay": 3.0}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
-_OWN = "chosen on the tune part of pocket-facts"
 
 EDITORS = {
     row.name: row
@@ -106,7 +105,8 @@ EDITORS = {
             lambda s: s.layers,  # type: ignore[attr-defined]
             {
                 "pocket-gpt2": Preset(
-                    MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM), _OWN
+                    MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
+                    "own trials; covariance floor compared on 100 tune records",
                 ),
                 "gpt2": Preset(MemitSettings(layers=(3, 4, 5), steps=20, covariance_weight=20000.0), "suggested", True),
                 "gpt2-xl": Preset(
@@ -130,7 +130,9 @@ EDITORS = {
             lambda s: s.layers,  # type: ignore[attr-defined]
             {
                 "pocket-gpt2": Preset(
-                    PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE), _OWN
+                    PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE),
+                    "as ROME's, not searched",
+                    True,
                 ),
                 "gpt2-xl": Preset(
                     PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0),
@@ -149,7 +151,9 @@ EDITORS = {
             _build_rome,
             lambda s: [s.layer],  # type: ignore[attr-defined]
             {
-                "pocket-gpt2": Preset(RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), _OWN),
+                "pocket-gpt2": Preset(
+                    RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), "step size tried on a few tune records", True
+                ),
                 "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
                 "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),
