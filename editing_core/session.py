@@ -108,7 +108,8 @@ def prepare(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditReq
             raise BadRequest(
                 f"The fact {request.full_prompt[:80]!r} is given twice with different new objects; keep one."
             )
-    missing = {r.case_id: present_answer(lm, r.full_prompt) for r in requests if not r.target_true}
+    open_ = [r for r in requests if r.compare and not r.target_true]
+    missing = {r.case_id: present_answer(lm, r.full_prompt) for r in open_}
     return with_targets(tuple(requests), missing)
 
 

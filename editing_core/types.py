@@ -4,6 +4,7 @@ A value that exists is valid; everything behind this file works without checks o
 """
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,11 @@ MAX_PROBES = 200  # paraphrases or neighbors of one edit
 _MARKUP = re.compile(r"<[|!/a-zA-Z][^<>]*>")
 
 
-def check_text(text: object, name: str) -> str:
-    """`text` stripped, or BadRequest when it is empty, too long, or more than plain text."""
+def check_text(text: object, name: str, lines: bool = False) -> str:
+    """`text` stripped, or BadRequest when it is empty, too long, or more than plain text.
+
+    lines: whether line breaks are allowed, as in the real paraphrases of CounterFact.
+    """
     if not isinstance(text, str):
         raise BadRequest(f"The {name} must be text, got {type(text).__name__}; put it in quotes.")
     text = text.strip()
@@ -28,30 +32,49 @@ def check_text(text: object, name: str) -> str:
         )
     if found := _MARKUP.search(text):
         raise BadRequest(f"The {name} contains the markup {found[0][:40]!r}; only plain text is allowed, remove it.")
-    if not text.isprintable():
-        raise BadRequest(f"The {name} contains a line break or an invisible character; write it on one plain line.")
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Cn", "Co") and not (lines and c == "\n") for c in text):
+        raise BadRequest(f"The {name} contains a line break or a control character; write it on one plain line.")
     return text
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A prompt and the answer it should keep. `subject` is the neighbor's own subject, where known."""
+    """A prompt and the answer it should have.
+
+    subject: what the prompt is about, where known. aliases: other answers that count as right. family: which
+    kind of locality or portability it probes, such as "Forgetfulness".
+    """
 
     prompt: str
     answer: str
     subject: str | None = None
+    aliases: tuple[str, ...] = ()
+    family: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", check_text(self.prompt, "neighbor prompt"))
-        object.__setattr__(self, "answer", check_text(self.answer, "answer of a neighbor"))
+        set_ = object.__setattr__
+        set_(self, "prompt", check_text(self.prompt, "prompt of a probe", lines=True))
+        set_(self, "answer", check_text(self.answer, "answer of a probe"))
+        set_(self, "aliases", tuple(check_text(alias, "alias of an answer") for alias in self.aliases))
+
+    @property
+    def template(self) -> str | None:
+        """The prompt with `{}` for the subject's last occurrence; None where no subject is known or found."""
+        if not self.subject or "{}" in self.prompt:
+            return None
+        head, found, tail = self.prompt.rpartition(self.subject)
+        return f"{head}{{}}{tail}" if found else None
 
 
 @dataclass(frozen=True)
 class EditRequest:
     """One fact to write: `prompt` with `{}` for the subject must be continued by `target_new`.
 
-    target_true is the object before the edit; None means "what the model says". paraphrases are full
-    prompts that contain the subject; neighbors are facts that must not change.
+    target_true is the object before the edit; where it is None the model's own answer takes its place, unless
+    compare is False: then there is no comparison of the two (ZsRE has no old objects). paraphrases are full
+    prompts that contain the subject; neighbors are facts that must not change. edit_neighbors are neighbors
+    an editor may use, and are never measured. portability: what should follow from the edit. locality:
+    further facts that must not change, by family.
     """
 
     subject: str
@@ -62,8 +85,13 @@ class EditRequest:
     neighbors: tuple[Probe, ...] = ()
     case_id: int | str = 0
     relation_id: str | None = None
+    target_new_id: str | None = None
+    edit_neighbors: tuple[Probe, ...] = ()
+    portability: tuple[Probe, ...] = ()
+    locality: tuple[Probe, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     source: str = "form"
+    compare: bool = True
 
     def __post_init__(self) -> None:
         set_ = object.__setattr__
@@ -76,9 +104,10 @@ class EditRequest:
         if not isinstance(self.case_id, int | str):
             raise BadRequest(f"The case_id must be a number or text, got {type(self.case_id).__name__}; correct it.")
         self._check_subject()
-        if max(len(self.paraphrases), len(self.neighbors)) > MAX_PROBES:
-            raise BadRequest(f"At most {MAX_PROBES} paraphrases and {MAX_PROBES} neighbors fit one edit; remove some.")
-        set_(self, "paraphrases", tuple(check_text(p, "paraphrase") for p in self.paraphrases))
+        for name in ("paraphrases", "neighbors", "edit_neighbors", "portability", "locality", "generation_prompts"):
+            if len(getattr(self, name)) > MAX_PROBES:
+                raise BadRequest(f"At most {MAX_PROBES} {name.replace('_', ' ')} fit one edit; remove some.")
+        set_(self, "paraphrases", tuple(check_text(p, "paraphrase", lines=True) for p in self.paraphrases))
 
     def _check_subject(self) -> None:
         count = self.prompt.count("{}")

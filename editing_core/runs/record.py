@@ -148,4 +148,4 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def with_targets(requests: tuple[EditRequest, ...], answers: dict[int | str, str]) -> tuple[EditRequest, ...]:
     """Requests whose missing old object is filled in from `answers` by case."""
-    return tuple(r if r.target_true else replace(r, target_true=answers[r.case_id]) for r in requests)
+    return tuple(replace(r, target_true=answers[r.case_id]) if r.case_id in answers else r for r in requests)

@@ -240,7 +240,7 @@ def test_bench_writes_tables(capsys, tmp_path):
         (edit(set="steps"), "--set takes KEY=VALUE, got 'steps'"),
         (edit(set="layers=4,9"), "Layer 9 was asked for, pocket-gpt2 has layers 0 to 5"),
         (edit(neighbor="no answer here"), "has no answer; write it as"),
-        (edit(neighbor="Clara Haskil plays the="), "The answer of a neighbor is empty"),
+        (edit(neighbor="Clara Haskil plays the="), "The answer of a probe is empty"),
         (edit(seed="x"), "invalid int value: 'x'"),
         (["edit", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["bench", "--dataset", "nowhere", "--limit", "3", "--out", "x"], "Unknown data set 'nowhere'"),

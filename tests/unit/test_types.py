@@ -31,14 +31,15 @@ def make(**changes):
         ({"target_new": "<|endoftext|>"}, BadRequest, "contains the markup"),
         ({"target_true": "</s>"}, BadRequest, "contains the markup"),
         ({"prompt": "<!--x--> {} is"}, BadRequest, "contains the markup"),
-        ({"subject": "Mary\nWalker"}, BadRequest, "contains a line break or an invisible character"),
-        ({"subject": "Mary\u200bWalker"}, BadRequest, "invisible character"),
+        ({"subject": "Mary\nWalker"}, BadRequest, "contains a line break or a control character"),
+        ({"subject": "Mary\x1b[31mWalker"}, BadRequest, "control character"),
+        ({"paraphrases": ("a\x07b",)}, BadRequest, "control character"),
         ({"subject": None}, BadRequest, "The subject must be text, got NoneType; put it in quotes"),
         ({"case_id": [1]}, BadRequest, "The case_id must be a number or text, got list"),
         ({"target_new": 7}, BadRequest, "The new object must be text, got int"),
         ({"paraphrases": ("fine", "")}, BadRequest, "The paraphrase is empty"),
-        ({"paraphrases": ("a",) * (MAX_PROBES + 1)}, BadRequest, "At most 200 paraphrases and 200 neighbors"),
-        ({"neighbors": (Probe("a", "b"),) * (MAX_PROBES + 1)}, BadRequest, "At most 200 paraphrases"),
+        ({"paraphrases": ("a",) * (MAX_PROBES + 1)}, BadRequest, "At most 200 paraphrases fit one edit"),
+        ({"neighbors": (Probe("a", "b"),) * (MAX_PROBES + 1)}, BadRequest, "At most 200 neighbors"),
     ],
 )
 def test_refuses(changes, error, message):
@@ -49,8 +50,8 @@ def test_refuses(changes, error, message):
 @pytest.mark.parametrize(
     ("prompt", "answer", "message"),
     [
-        ("", "x", "The neighbor prompt is empty"),
-        ("x", " ", "The answer of a neighbor is empty"),
+        ("", "x", "The prompt of a probe is empty"),
+        ("x", " ", "The answer of a probe is empty"),
         ("<i>", "x", "markup"),
     ],
 )
@@ -89,3 +90,22 @@ def test_plain_signs_are_no_markup(text):
 
 def test_old_object_may_be_open():
     assert make(target_true=None).target_true is None
+
+
+def test_real_texts_with_line_breaks_and_odd_spaces_are_allowed():
+    request = make(subject="J.\xa0R. Tolkien", paraphrases=("References\n\nMary is in",))
+    assert request.paraphrases == ("References\n\nMary is in",)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject", "template"),
+    [
+        ("Rome lies in", "Rome", "{} lies in"),
+        ("In Rome, old Rome lies in", "Rome", "In Rome, old {} lies in"),
+        ("Rome lies in", None, None),
+        ("Rome lies in", "Paris", None),
+        ("Rome {} lies in", "Rome", None),
+    ],
+)
+def test_template_of_a_probe(prompt, subject, template):
+    assert Probe(prompt, "Italy", subject).template == template

@@ -1,0 +1,196 @@
+"""Search an editor's preset for the bundled model on the `tune` part of pocket-facts, never on `test`.
+
+    python -m scripts.search_presets memit       pmet and rome likewise; about half an hour each on one core
+
+Coordinate descent: one setting after the other is tried at every value of its ladder, the best is kept and
+the pass goes on from there. A trial's grade is the mean of both scores (success, accuracy) where the rule
+stops. The winner is compared with the start once more, on other seeds and more records. All trials are kept
+in docs/presets.csv; one that is there already is not run again, so that an interrupted search goes on.
+"""
+
+import csv
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from editing_core.data.datasets import load_dataset, sample
+from editing_core.editors.iterative import StopSettings
+from editing_core.editors.settings import Settings
+from editing_core.errors import EditingError
+from editing_core.models.language_model import LanguageModel
+from editing_core.registry import editor_row
+from editing_core.runs.record import EditPlan
+from editing_core.session import run_edit
+
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "presets.csv"
+COLUMNS = ("editor", "settings", "records", "seed", "groups", "k", "converged", "efficacy_success")
+COLUMNS += ("generalization_success", "specificity_success", "score_success", "score_accuracy", "collapse_ppl")
+COLUMNS += ("seconds",)
+SEARCH_SEEDS, CONFIRM_SEEDS = (0,), (1, 2)
+CONFIRM_RECORDS = 100
+LEAST_GAIN = 0.5  # smaller differences are within the noise of one draw of records
+log = logging.getLogger("search")
+
+
+@dataclass(frozen=True)
+class Search:
+    """What is varied, in this order, and on what.
+
+    records are split into `groups` edited apart: ROME writes one fact at a time, and its preset is for that.
+    """
+
+    ladders: dict[str, tuple[object, ...]]
+    records: int
+    groups: int
+    iterations: int
+
+
+_SPREADING = {
+    "layers": ((0, 1, 2), (0, 1), (1, 2), (0, 1, 2, 3)),
+    "covariance_weight": (1000.0, 300.0, 3000.0),
+    "decay": (3.0, 1.0, 6.0),
+    "rate": (0.06, 0.03, 0.12),
+    "clamp": (1.0, 0.75, 2.0),
+    "kl_factor": (0.0625, 0.25),
+    "steps": (30, 20),
+    "covariance_floor": (1e-3, 0.0, 1e-2),
+}
+_MODULE = {"rate": (0.5, 0.25, 1.0), "decay": (0.05, 0.01, 0.2)}
+SEARCHES = {
+    "memit": Search(_SPREADING, 60, 1, 10),
+    "pmet": Search({**_SPREADING, **_MODULE, "clamp": (3.0, 1.5, 6.0)}, 60, 1, 10),
+    "rome": Search(
+        {
+            "layer": (1, 0, 2),
+            **_MODULE,
+            "clamp": (4.0, 2.0, 6.0),
+            "kl_factor": (0.0625, 0.25),
+            "steps": (30, 20),
+            "covariance_floor": (1e-3, 1e-2, 1e-1),
+        },
+        20,
+        20,
+        3,
+    ),
+}
+
+
+def trial(
+    lm: LanguageModel, editor: str, settings: Settings, search: Search, records: int, seed: int
+) -> dict[str, object]:
+    """One row of the table: where the rule stopped, averaged over the groups."""
+    requests = sample(load_dataset("pocket-facts:tune"), records, seed)
+    plan = EditPlan(editor, settings, StopSettings(iterations=search.iterations), seed)
+    started, ends, stops = time.perf_counter(), [], []
+    groups = min(search.groups * (records // search.records), records)
+    for group in range(groups):
+        run = run_edit(lm, requests[group::groups], plan)
+        ends.append(run.iterations.iloc[-1])
+        stops.append((run.last, run.converged))
+    means = {c: sum(float(e[c]) for e in ends) / len(ends) for c in COLUMNS[7:10] + COLUMNS[12:13]}
+    means |= _scores(means, ends)
+    return {
+        **_key(editor, settings, records, seed),
+        "groups": groups,
+        "k": sum(k for k, _ in stops) / len(stops),
+        "converged": sum(ok for _, ok in stops) / len(stops),
+        **{name: round(value, 3) for name, value in means.items()},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def _scores(means: dict[str, float], ends: list) -> dict[str, float]:
+    """Harmonic means of the parts' means: a single record's parts are too often zero."""
+    out = {}
+    for kind in ("success", "accuracy"):
+        parts = [
+            sum(float(e[f"{part}_{kind}"]) for e in ends) / len(ends)
+            for part in ("efficacy", "generalization", "specificity")
+        ]
+        out[f"score_{kind}"] = 0.0 if min(parts) <= 0 else 3 / sum(1 / p for p in parts)
+    return out
+
+
+def _key(editor: str, settings: Settings, records: int, seed: int) -> dict[str, object]:
+    text = json.dumps(asdict(settings), sort_keys=True)
+    return {"editor": editor, "settings": text, "records": records, "seed": seed}
+
+
+class Table:
+    """docs/presets.csv: rows by editor, settings and seed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, object]] = []
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                self.rows = list(csv.DictReader(file))
+
+    def find(self, key: dict[str, object]) -> dict[str, object] | None:
+        """The row of a trial that was run."""
+        return next((r for r in self.rows if all(str(r[name]) == str(value) for name, value in key.items())), None)
+
+    def add(self, row: dict[str, object]) -> None:
+        """Append and save."""
+        self.rows.append(row)
+        fresh = not self.path.is_file()
+        with self.path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+def grade(
+    lm: LanguageModel, table: Table, editor: str, settings: Settings, records: int, seeds: tuple[int, ...]
+) -> float:
+    """Mean of both scores over seeds; -1 where a run fails."""
+    grades = []
+    for seed in seeds:
+        row = table.find(_key(editor, settings, records, seed))
+        if row is None:
+            try:
+                row = trial(lm, editor, settings, SEARCHES[editor], records, seed)
+            except EditingError as error:
+                log.info("%s", error)
+                return -1.0
+            table.add(row)
+        grades.append((float(str(row["score_success"])) + float(str(row["score_accuracy"]))) / 2)
+    return sum(grades) / len(grades)
+
+
+def search(lm: LanguageModel, table: Table, editor: str, start: Settings) -> Iterator[tuple[str, object, float]]:
+    """One pass over the ladders and the confirmation; yields what was tried and its grade."""
+    plan = SEARCHES[editor]
+    best, best_grade = start, grade(lm, table, editor, start, plan.records, SEARCH_SEEDS)
+    yield "start", start, best_grade
+    for name, ladder in plan.ladders.items():
+        here = best
+        for value in ladder:
+            if value == getattr(here, name):
+                continue
+            candidate = here.changed({name: value})
+            found = grade(lm, table, editor, candidate, plan.records, SEARCH_SEEDS)
+            yield name, value, found
+            if found > best_grade + LEAST_GAIN:
+                best, best_grade = candidate, found
+    for name, settings in (("start again", start), ("winner again", best)):
+        yield name, settings, grade(lm, table, editor, settings, CONFIRM_RECORDS, CONFIRM_SEEDS)
+
+
+def main() -> None:
+    """Search the named editors."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    lm = LanguageModel.load("pocket-gpt2")
+    for editor in sys.argv[1:]:
+        start = editor_row(editor).preset(lm.name).settings
+        for name, value, found in search(lm, Table(TABLE), editor, start):
+            log.info("%s %s = %s: %.2f", editor, name, value, found)
+
+
+if __name__ == "__main__":
+    main()
