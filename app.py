@@ -52,6 +52,7 @@ def _outputs(tab: EditTab) -> list[Any]:
     """Whatever any handler of the tab may change; handlers name what they do change."""
     extra = [tab.edit, tab.stop, tab.undo, tab.progress.message, tab.progress.line, tab.progress.losses]
     more = [tab.header.state, tab.header.load, tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions]
+    more.append(tab.form.standing)
     return _ordered({*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more})
 
 
@@ -73,8 +74,16 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
         present(chip.click(_chip(tab, name), inputs, **quiet).then)
     for box in form.texts[:3]:
         present(box.blur)
+    gr.on(
+        [form.neighbors.input, *(widget.input for widget in tab.settings.assists.values())],
+        tab.on_neighbors,
+        inputs,
+        trigger_mode="always_last",
+        **quiet,
+        **MODEL_QUEUE,
+    )
     present(form.suggest.click(tab.on_suggest, inputs, **quiet).then)
-    tab.settings.editor.input(tab.on_editor, inputs, **quiet)
+    gr.on([tab.settings.editor.input, tab.settings.conventions.input], tab.on_editor, inputs, **quiet)
     present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
     present(tab.header.load.click(tab.on_load, inputs, **quiet, **MODEL_QUEUE).then)
     page.load(tab.on_editor, inputs, **quiet)
@@ -114,6 +123,16 @@ def _wire_view(tab: EditTab) -> None:
             tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"
         )
         moved.then(tab.on_look, inputs, outputs, api_name=f"{name}_look", show_progress="hidden", **MODEL_QUEUE)
+
+    gr.on(
+        [tab.view.state.input, tab.view.text.input, tab.view.order.input],
+        tab.on_cases,
+        inputs,
+        outputs,
+        api_name="cases",
+        show_progress="hidden",
+        trigger_mode="always_last",
+    )
 
 
 def warm(host: ModelHost, store: CovarianceStore) -> None:

@@ -10,13 +10,15 @@ import pandas as pd
 
 from components.token_strip import answers_html, hint_html, strip_html, tokens_of
 from editing_core.data.examples import Example, example, load_examples
+from editing_core.editors.assist import Assist
 from editing_core.errors import EditingError
-from editing_core.evaluation.scoring import next_tokens, score_objects
+from editing_core.evaluation.eligibility import Eligibility, eligibility, with_edit_neighbors
+from editing_core.evaluation.scoring import next_tokens
 from editing_core.models.language_model import LanguageModel
 from editing_core.session import present_answer
 from editing_core.types import EditRequest, Probe
 
-NEIGHBOR_COLUMNS = ["prompt", "answer", "known?"]
+NEIGHBOR_COLUMNS = ["prompt", "answer", "subject"]
 PLACEHOLDER = "new object"  # stands in where only subject and prompt matter
 
 
@@ -36,6 +38,7 @@ class EditForm:
     together: gr.Checkbox
     paraphrases: gr.Dataframe
     neighbors: gr.Dataframe
+    standing: gr.HTML
     suggest: gr.Button
     example: gr.State
     filled: gr.State
@@ -111,15 +114,15 @@ def _build_probes() -> dict[str, Any]:
         neighbors = gr.Dataframe(
             headers=NEIGHBOR_COLUMNS,
             column_count=3,
-            static_columns=[2],
             max_height=200,
-            column_widths=["60%", "24%", "16%"],
+            column_widths=["54%", "22%", "24%"],
             label="Neighbors that must not change",
             elem_id="neighbors",
             **common,
         )
+        standing = gr.HTML(elem_id="standing")
         suggest = gr.Button("Suggest", size="sm", elem_id="suggest")
-    return {"paraphrases": paraphrases, "neighbors": neighbors, "suggest": suggest}
+    return {"paraphrases": paraphrases, "neighbors": neighbors, "standing": standing, "suggest": suggest}
 
 
 def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
@@ -138,16 +141,15 @@ def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
         ),
         form.paraphrases: [[p] for p in first.paraphrases] or [[""]],
         form.neighbors: neighbor_rows(first.neighbors),
+        form.standing: "",
         form.example: chosen.name,
         form.filled: "",
     }
 
 
-def neighbor_rows(probes: Sequence[Probe], known: Sequence[bool | None] = ()) -> list[list[str]]:
-    """Table rows of neighbors; known: whether the model answers each rightly now, where measured."""
-    words = {True: "yes", False: "no", None: ""}
-    marks = list(known) or [None] * len(probes)
-    return [[p.prompt, p.answer, words[mark]] for p, mark in zip(probes, marks, strict=True)] or [["", "", ""]]
+def neighbor_rows(probes: Sequence[Probe]) -> list[list[str]]:
+    """Table rows of neighbors."""
+    return [[p.prompt, p.answer, p.subject or ""] for p in probes] or [["", "", ""]]
 
 
 def read_requests(values: Mapping[Any, Any], form: EditForm) -> list[EditRequest]:
@@ -174,13 +176,13 @@ def read_paraphrases(rows: object) -> tuple[str, ...]:
 
 def read_neighbors(rows: object) -> tuple[Probe, ...]:
     """Non-empty rows of the neighbor table; BadRequest for half-filled ones."""
-    return tuple(Probe(prompt, answer) for prompt, answer, *_ in _rows(rows, 2) if prompt or answer)
+    return tuple(Probe(prompt, answer, s or None) for prompt, answer, s, *_ in _rows(rows, 3) if prompt or answer)
 
 
-def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dict[Any, Any]:
-    """Token strip, present answers, the old object where we may fill it, and which neighbors are known."""
+def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: Assist, seed: int) -> dict[Any, Any]:
+    """Token strip, present answers, the old object where we may fill it, and how the neighbors stand."""
     try:
-        return _present(lm, values, form)
+        return {**_present(lm, values, form), **stand(lm, values, form, assist, seed)}
     except EditingError as error:
         empty = not (_text(values[form.subject]) or _text(values[form.prompt]))
         return {form.strip: "" if empty else hint_html(str(error)), form.answers: ""}
@@ -189,7 +191,6 @@ def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dic
 def _present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> dict[Any, Any]:
     request = EditRequest(_text(values[form.subject]), _text(values[form.prompt]), PLACEHOLDER)
     lm.check_text(request.full_prompt)
-    probes = read_neighbors(values[form.neighbors])
     with lm.lock:
         shown: dict[Any, Any] = {
             form.strip: strip_html(*tokens_of(lm, request)),
@@ -199,10 +200,40 @@ def _present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> di
         if not old or old == values[form.filled]:
             answer = present_answer(lm, request.full_prompt)
             shown |= {form.old: answer, form.filled: answer}
-        if probes:
-            known = [s.hit >= 1.0 for s in score_objects(lm, [(p.prompt, p.answer) for p in probes])]
-            shown[form.neighbors] = neighbor_rows(probes, known)
     return shown
+
+
+def stand(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: Assist, seed: int) -> dict[Any, Any]:
+    """For every neighbor whether the model knows it now, and which ones would assist. The table itself stays."""
+    try:
+        probes = read_neighbors(values[form.neighbors])
+        for probe in probes:
+            lm.check_text(f"{probe.prompt} {probe.answer}")
+    except EditingError as error:
+        return {form.standing: hint_html(str(error))}
+    if not probes:
+        return {form.standing: ""}
+    name = values[form.example]
+    case_id = example(str(name)).requests[0].case_id if name and values[form.together] else 0
+    request = EditRequest("any", "{}", PLACEHOLDER, neighbors=probes, case_id=case_id)
+    with lm.lock:
+        (found,) = eligibility(lm, [request], assist.minimum)
+    chosen = with_edit_neighbors([request], [found], assist.count, assist.choice, seed)[0].edit_neighbors
+    return {form.standing: _standing_html(probes, found, chosen if assist.uses_neighbors else (), assist)}
+
+
+def _standing_html(probes: Sequence[Probe], found: Eligibility, chosen: Sequence[Probe], assist: Assist) -> str:
+    lines = []
+    for number, (probe, known, placed) in enumerate(zip(probes, found.known, found.placed, strict=True), start=1):
+        words = ["✔ known" if known else "✘ not known now"]
+        if assist.uses_neighbors and known and not placed:
+            words.append("cannot assist: enter the subject as it stands in the prompt")
+        if probe in chosen:
+            words.append("<b>★ assists the edit</b>, so it is not measured")
+        lines.append(f"<li>N{number} {escape(probe.answer)}: {', '.join(words)}</li>")
+    reason = found.reason if assist.uses_neighbors and found.reason else ""
+    note = f"<li><b>No neighbor assists</b>: {escape(reason)}.</li>" if reason else ""
+    return f"<ul class='es-companions'>{''.join(lines)}{note}</ul>"
 
 
 def _text(value: object) -> str:

@@ -17,6 +17,7 @@ from components.run_store import RunStore, StoredRun
 from components.token_strip import hint_html
 from editing_core.data.examples import example
 from editing_core.data.suggest import suggest
+from editing_core.editors.assist import Assist
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
@@ -70,11 +71,13 @@ class EditTab:
         chosen, model = example(name), values[self.header.model]
         return {
             **edit_form.show_example(self.form, chosen),
-            **settings_form.show_preset(self.settings, chosen.editor, model, chosen.settings),
+            **settings_form.show_preset(self.settings, chosen.editor, model, "clean", chosen.settings),
             self.header.state: header.state_html(self.host, self.store, model, chosen.editor),
             self.settings.editor: chosen.editor,
             self.settings.iterations: chosen.iterations,
             self.settings.stop: chosen.stop,
+            self.settings.collapse_factor: chosen.collapse_factor,
+            self.settings.conventions: "clean",
             self.progress.message: "",
         }
 
@@ -83,7 +86,7 @@ class EditTab:
         editor, model = values[self.settings.editor], values[self.header.model]
         loaded = self.host.is_loaded(model)
         return {
-            **settings_form.show_preset(self.settings, editor, model),
+            **settings_form.show_preset(self.settings, editor, model, values[self.settings.conventions]),
             self.header.state: header.state_html(self.host, self.store, model, editor),
             self.header.load: gr.Button(visible=not loaded),
         }
@@ -106,12 +109,24 @@ class EditTab:
     def on_present(self, values: Values) -> Iterator[Shown]:
         """A field was left: tokens, present answers, old object, known neighbors. Loads no model by itself."""
         if self.host.is_loaded(values[self.header.model]):
-            yield edit_form.present(self.model(values), values, self.form)
+            yield edit_form.present(self.model(values), values, self.form, *self._assist(values))
         else:
             yield {
                 self.form.strip: hint_html("Load the model to see its tokens and present answers."),
                 self.form.answers: "",
             }
+
+    def on_neighbors(self, values: Values) -> Iterator[Shown]:
+        """A neighbor or the way it assists was changed: how the neighbors stand. The table is left alone."""
+        if self.host.is_loaded(values[self.header.model]):
+            yield edit_form.stand(self.model(values), values, self.form, *self._assist(values))
+
+    def _assist(self, values: Values) -> tuple[Assist, int]:
+        """The assistance asked for and the seed; none while a setting is wrong, which Edit will say."""
+        try:
+            return settings_form.read_assist(values, self.settings), int(values[self.settings.seed] or 0)
+        except (EditingError, ValueError, TypeError):
+            return Assist(), 0
 
     def on_suggest(self, values: Values) -> Shown:
         """Paraphrases and neighbors for the fact in the form."""
@@ -147,7 +162,7 @@ class EditTab:
         lm = self.model(values)
         run = run_edit(lm, requests, plan, self.store, watch)
         stored = StoredRun(run)
-        self.look_at(stored, 0, run.last)
+        self.look_at(stored, 0, run.chosen)
         return self.runs.add(stored)
 
     def on_stop(self, job_id: str) -> Shown:
@@ -188,7 +203,16 @@ class EditTab:
         if stored is None:
             return {self.progress.message: progress_view.error_html(GONE)} if values[self.history] else {}
         place, k = result_view.read_place(values, self.view, stored)
-        return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]))
+        cases = result_view.read_cases(values, self.view)
+        return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]), cases)
+
+    def on_cases(self, values: Values) -> Shown:
+        """The case list was narrowed or ordered anew."""
+        stored = self._current(values)
+        if stored is None:
+            return {}
+        _, k = result_view.read_place(values, self.view, stored)
+        return {self.view.cases: result_view.read_cases(values, self.view).html(stored.run, k)}
 
     def on_look(self, values: Values) -> Iterator[Shown]:
         """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""
@@ -251,7 +275,7 @@ class EditTab:
             return self._idle(values, progress_view.error_html(DEFECT))
         shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
         history = [*values[self.history], stored.run.id][-20:]
-        done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.last}."
+        done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.chosen}."
         state = header.state_html(self.host, self.store, stored.run.model, stored.run.plan.editor)
         return {
             **self._idle(values, "", done),

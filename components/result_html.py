@@ -8,7 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.metrics import CARDS, card
+from editing_core.evaluation.reference import beside
 from editing_core.evaluation.verdict import Verdict
 from editing_core.models.delta import Proof
 from editing_core.runs.record import RunResult
@@ -110,6 +111,73 @@ def table_html(run: RunResult, k: int) -> str:
     )
 
 
+def rules_html(run: RunResult) -> str:
+    """Which iteration each rule would have chosen, and which one was."""
+    words = {"perplexity": "|Δp| within tolerance", "monotone": "|Δp| no longer falls"}
+    words |= {"small-change": "p spread changes little", "best": "best score"}
+    found = (f"{words[name]}: {f'k = {d.k}' if d else 'not yet'}" for name, d in run.rules().items())
+    return f"<div class='es-hint'>Result: k = {run.chosen}. Every rule's choice: {escape('; '.join(found))}.</div>"
+
+
+def paper_html(run: RunResult) -> str:
+    """The published rows for the same model, editor and assistance, or that there are none."""
+    plan = run.plan
+    rows = beside(run.model, plan.editor, "counterfact", plan.assist.neighbors)
+    named = escape(f"{plan.editor} {plan.assist.name}".strip())
+    if rows.empty:
+        return (
+            f"<div class='es-hint'>The paper (arXiv:2503.11895) has no rows for {escape(run.model)} with {named}.</div>"
+        )
+    shown = ["k", *(c for c in rows if c.endswith(("_accuracy", "_success", "_ppl")))]
+    head = "".join(_head(column) for column in shown)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{cell(column, row[column])}</td>" for column in shown) + "</tr>"
+        for row in rows.to_dict("records")
+    )
+    count = int(rows["n_edits"].max())
+    return (
+        f"<details class='es-proof'><summary>The paper's rows for {escape(run.model)} with {named}: {count:,} "
+        f"CounterFact edits at once (arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
+        f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div></details>"
+    )
+
+
+CASE_COLUMNS = {"prompt": "prompt", "target_new": "new", "target_true": "old", "state": "state", "p_new": "p(new)"}
+CASE_COLUMNS |= {"p_true": "p(old)", "lost": "lost neighbors", "p_optimised": "p optimised", "p_spread": "p spread"}
+SHOWN_CASES = 100
+
+
+def cases_html(cases: pd.DataFrame) -> str:
+    """The records of one iteration, each with what became of it."""
+    if cases.empty:
+        return "<div class='es-hint'>No record fits; choose another state, text or iteration.</div>"
+    head = "".join(f"<th>{escape(title)}</th>" for title in CASE_COLUMNS.values())
+    rows = "".join(
+        f"<tr title='{escape(str(row['reason']), quote=True)}'>"
+        + "".join(f"<td>{_case_cell(column, row[column])}</td>" for column in CASE_COLUMNS)
+        + "</tr>"
+        for row in cases.head(SHOWN_CASES).to_dict("records")
+    )
+    more = f"<div class='es-hint'>{len(cases) - SHOWN_CASES} more.</div>" if len(cases) > SHOWN_CASES else ""
+    return f"<div class='es-scroll'><table class='es-table' id='case-table'><tr>{head}</tr>{rows}</table></div>{more}"
+
+
+def _case_cell(column: str, value: Any) -> str:
+    if isinstance(value, str):
+        sign = "".join(SIGNS.get(state, "") for state in value.split(" and ")) if column == "state" else ""
+        return f"{sign} {escape(value)}".strip()
+    return "" if value is None or pd.isna(value) else number(float(value))
+
+
+def assist_html(run: RunResult, place: int) -> str:
+    """Which neighbors assisted the fact shown."""
+    request = run.requests[place]
+    if not run.plan.assist.uses_neighbors:
+        return ""
+    told = "; ".join(f"“{n.prompt}” {n.answer}" for n in request.edit_neighbors) or "no neighbor"
+    return f"<div class='es-hint'>{escape(run.plan.assist.name)}, assisted by {escape(told)} (not measured).</div>"
+
+
 def _meaning(column: str) -> str:
     card = CARDS[column]
     better = f", {card.better} is better" if card.better else ""
@@ -127,7 +195,7 @@ def cell(column: str, value: Any) -> str:
         return str(int(value))
     if value is None or pd.isna(value):
         return ""
-    if column.endswith(("_accuracy", "_success")):
+    if card(column).range.endswith("%"):
         return f"{value:.1f} %"
     return number(float(value))
 

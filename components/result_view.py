@@ -9,6 +9,8 @@ import gradio as gr
 from components import result_html as html
 from components.run_store import StoredRun
 from editing_core import charts
+from editing_core.evaluation.cases import STATES, filter_cases, sort_cases
+from editing_core.runs.record import RunResult
 from editing_core.session import Look
 
 Looks = tuple[Look, Look] | None
@@ -31,6 +33,10 @@ class ResultView:
     loss: gr.Plot
     generations: gr.HTML
     table: gr.HTML
+    state: gr.Dropdown
+    text: gr.Textbox
+    order: gr.Dropdown
+    cases: gr.HTML
     whole: gr.DownloadButton
     iterations: gr.DownloadButton
 
@@ -41,8 +47,8 @@ class ResultView:
 
     @property
     def inputs(self) -> list[Any]:
-        """What chooses the view: iteration, fact, scale."""
-        return [self.k, self.case, self.log]
+        """What chooses the view: iteration, fact, scale, and which cases in which order."""
+        return [self.k, self.case, self.log, self.state, self.text, self.order]
 
 
 def build() -> ResultView:
@@ -75,17 +81,35 @@ def build() -> ResultView:
     plots = _build_plots()
     generations = gr.HTML(html.generations_html(None, None, 0), elem_id="generations")
     table = gr.HTML("", elem_id="table")
+    cases = _build_cases()
     with gr.Row():
         whole = gr.DownloadButton("Run as JSON", interactive=False, size="sm", elem_id="json")
         iterations = gr.DownloadButton("Iteration table as CSV", interactive=False, size="sm", elem_id="csv")
-    return ResultView(
-        verdict, proof, k, case, log, **plots, generations=generations, table=table, whole=whole, iterations=iterations
-    )
+    worded = {"verdict": verdict, "proof": proof, "generations": generations, "table": table}
+    parts: dict[str, Any] = {**worded, "k": k, "case": case, "log": log, "whole": whole, "iterations": iterations}
+    return ResultView(**parts, **plots, **cases)
 
 
-def _build_plots() -> dict[str, gr.Plot]:
+def _build_cases() -> dict[str, Any]:
+    """The case list with what narrows and orders it."""
+    with gr.Accordion("Cases: every fact of the run at this iteration", open=False, elem_id="cases-box"):
+        with gr.Row(elem_classes="es-fields"):
+            state = gr.Dropdown(
+                [("all", ""), *((s, s) for s in STATES)], value="", label="State", min_width=110, elem_id="case-state"
+            )
+            text = gr.Textbox("", label="Prompt or object contains", max_lines=1, min_width=140, elem_id="case-text")
+            columns = [(title, column) for column, title in html.CASE_COLUMNS.items()]
+            order = gr.Dropdown(
+                [("as in the run", ""), *columns], value="", label="Ordered by", min_width=110, elem_id="case-order"
+            )
+        cases = gr.HTML("", elem_id="cases")
+    return {"state": state, "text": text, "order": order, "cases": cases}
+
+
+def _build_plots() -> dict[str, Any]:
     """Two charts in a row; the first two are what the first screen must show."""
-    figures, plots = _empty_figures(), {}
+    figures = _empty_figures()
+    plots: dict[str, Any] = {}
     for pair in (("probabilities", "perplexity"), ("next_token", "drift"), ("metrics", "loss")):
         with gr.Row(elem_classes="es-plots"):
             for name in pair:
@@ -105,6 +129,7 @@ def show_empty(view: ResultView) -> dict[Any, Any]:
         **{getattr(view, name): figure for name, figure in figures.items()},
         view.generations: html.generations_html(None, None, 0),
         view.table: "",
+        view.cases: "",
         view.whole: gr.DownloadButton(value=None, interactive=False),
         view.iterations: gr.DownloadButton(value=None, interactive=False),
     }
@@ -116,28 +141,57 @@ def show_run(view: ResultView, stored: StoredRun, files: tuple[str, str], log: b
     cases = [(f"{i + 1}. {r.subject} → {r.target_new}", i) for i, r in enumerate(run.requests)]
     whole, iterations = files
     return {
-        view.k: gr.Slider(minimum=0, maximum=run.last, value=run.last, interactive=True),
+        view.k: gr.Slider(minimum=0, maximum=run.last, value=run.chosen, interactive=True),
         view.case: gr.Dropdown(choices=cases, value=0, interactive=True, visible=len(cases) > 1),
         view.whole: gr.DownloadButton(value=whole, interactive=True),
         view.iterations: gr.DownloadButton(value=iterations, interactive=True),
-        **show_at(view, stored, 0, run.last, log),
+        view.state: "",
+        view.text: "",
+        view.order: "",
+        **show_at(view, stored, 0, run.chosen, log),
     }
 
 
-def show_at(view: ResultView, stored: StoredRun, place: int, k: int, log: bool) -> dict[Any, Any]:
+@dataclass(frozen=True)
+class CaseChoice:
+    """Which cases are listed, and in which order."""
+
+    state: str = ""
+    text: str = ""
+    order: str = ""
+
+    def html(self, run: RunResult, k: int) -> str:
+        """The case list at iteration k."""
+        if k == 0:
+            return "<div class='es-hint'>Nothing is edited at k = 0; move the slider.</div>"
+        found = filter_cases(run.cases, k, [self.state] if self.state else [], self.text)
+        if self.order in html.CASE_COLUMNS:
+            found = sort_cases(found, self.order)
+        return html.cases_html(found)
+
+
+def read_cases(values: Mapping[Any, Any], view: ResultView) -> CaseChoice:
+    """What the case list's widgets ask for."""
+    return CaseChoice(*(str(values[w] or "") for w in (view.state, view.text, view.order)))
+
+
+def show_at(
+    view: ResultView, stored: StoredRun, place: int, k: int, log: bool, cases: CaseChoice | None = None
+) -> dict[Any, Any]:
     """Everything that follows the slider and the fact selector (`place` in the run's requests)."""
     run = stored.run
     case_id = run.requests[place].case_id
     history = run.histories[k - 1] if k else ()
     return {
         view.verdict: html.verdict_html(run.verdict(case_id, k)) if k else html.unedited_html(),
-        view.proof: html.proof_html(run, k),
+        view.proof: html.proof_html(run, k) + html.assist_html(run, place),
         view.probabilities: charts.probabilities(run, case_id, k, log),
         view.perplexity: charts.perplexity(run, k),
         view.drift: charts.neighbor_drift(run, case_id, k),
         view.metrics: charts.metrics(run, k),
         view.loss: charts.loss(history, f"Loss terms in iteration {k}", charts.HEIGHT),
-        view.table: html.table_html(run, k),
+        view.table: html.table_html(run, k) + html.rules_html(run) + html.paper_html(run),
+        view.cases: (cases or CaseChoice()).html(run, k),
         **show_looks(view, stored, place, k),
     }
 
@@ -164,7 +218,7 @@ def read_place(values: Mapping[Any, Any], view: ResultView, stored: StoredRun) -
     """(place of the fact, iteration k), brought into what the run has."""
     place, k = values[view.case], values[view.k]
     place = int(place) if isinstance(place, int | float) else 0
-    k = int(k) if isinstance(k, int | float) else stored.run.last
+    k = int(k) if isinstance(k, int | float) else stored.run.chosen
     return min(max(place, 0), len(stored.run.requests) - 1), min(max(k, 0), stored.run.last)
 
 

@@ -8,25 +8,39 @@ from typing import Any
 
 import gradio as gr
 
-from editing_core.editors.iterative import MAX_ROUNDS, StopSettings
-from editing_core.editors.settings import default_of
+from editing_core.conventions import CONVENTIONS
+from editing_core.editors.assist import Assist
+from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting
-from editing_core.models.catalog import DEFAULT
+from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.settings import default_of
 
-STOPS = [("|Δp| within tolerance", "perplexity"), ("none", "none")]
+STOPS = [
+    ("|Δp| within tolerance", "perplexity"),
+    ("|Δp| no longer falls", "monotone"),
+    ("p spread changes little", "small-change"),
+    ("none", "none"),
+]
+ASSISTS = [("off", "off"), ("NA", "na"), ("NAP", "nap")]
 
 
 @dataclass(frozen=True)
 class SettingsForm:
-    """Widgets of the plan. `groups` and `widgets` are per editor; only the chosen editor's group is shown."""
+    """Widgets of the plan. `groups` and `widgets` are per editor; only the chosen editor's group is shown.
+
+    assists: the widgets of neighbor assistance by the field they set.
+    """
 
     editor: gr.Dropdown
     iterations: gr.Slider
     stop: gr.Radio
     tolerance: gr.Number
+    collapse_factor: gr.Number
     seed: gr.Number
+    conventions: gr.Radio
+    assists: dict[str, Any]
     preset: gr.HTML
     groups: dict[str, gr.Group]
     widgets: dict[str, dict[str, Any]]
@@ -35,7 +49,8 @@ class SettingsForm:
     def inputs(self) -> list[Any]:
         """What a plan is read from."""
         own = [widget for group in self.widgets.values() for widget in group.values()]
-        return [self.editor, self.iterations, self.stop, self.tolerance, self.seed, *own]
+        shared = [self.editor, self.iterations, self.stop, self.tolerance, self.collapse_factor, self.seed]
+        return [*shared, self.conventions, *self.assists.values(), *own]
 
     @property
     def followers(self) -> list[Any]:
@@ -54,11 +69,18 @@ def build() -> SettingsForm:
             elem_id="editor",
         )
         iterations = gr.Slider(1, MAX_ROUNDS, value=5, step=1, label="Iterations", min_width=150, elem_id="iterations")
-    with gr.Accordion("Stop rule, seed and editor settings", open=False, elem_id="settings"):
+        assist = gr.Radio(ASSISTS, value="off", label="Neighbor assistance", min_width=150, elem_id="assistance")
+    with gr.Accordion("Stop rule, assistance, seed and editor settings", open=False, elem_id="settings"):
         stop = gr.Radio(STOPS, value="perplexity", label="Stop rule", elem_id="stop-rule")
         with gr.Row(elem_classes="es-fields"):
             tolerance = gr.Number(1.0, label="Tolerance (epsilon)", min_width=100, elem_id="tolerance")
+            collapse_factor = gr.Number(3.0, label="Collapse guard (0: off)", min_width=100, elem_id="collapse-factor")
             seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
+        conventions = gr.Radio(list(CONVENTIONS), value="clean", label="Conventions", elem_id="conventions")
+        with gr.Accordion("How neighbors assist", open=False, elem_id="assist-settings"):
+            assists = {"neighbors": assist}
+            rest = [f for f in fields(Assist) if f.name != "neighbors"]
+            assists |= {f.name: widget_for(f, default_of(f)) for f in rest}
         preset = gr.HTML(preset_html("memit", DEFAULT), elem_id="preset")
         groups, widgets = {}, {}
         for row in EDITORS.values():
@@ -66,7 +88,9 @@ def build() -> SettingsForm:
                 settings = row.preset(DEFAULT).settings
                 widgets[row.name] = {f.name: widget_for(f, getattr(settings, f.name)) for f in fields(settings)}
             groups[row.name] = group
-    return SettingsForm(editor, iterations, stop, tolerance, seed, preset, groups, widgets)
+    return SettingsForm(
+        editor, iterations, stop, tolerance, collapse_factor, seed, conventions, assists, preset, groups, widgets
+    )
 
 
 def widget_for(field: "Field[Any]", value: Any) -> Any:
@@ -84,10 +108,10 @@ def widget_for(field: "Field[Any]", value: Any) -> Any:
     return gr.Textbox(_shown(value), label=label, info=info, max_lines=1)
 
 
-def preset_html(editor: str, model: str) -> str:
+def preset_html(editor: str, model: str, conventions: str = "clean") -> str:
     """Which preset is filled in and where it comes from; suggested ones are marked."""
     row = editor_row(editor)
-    preset = row.preset(model)
+    preset = row.preset(model, conventions)
     mark = " <b class='es-mark'>suggested</b>" if preset.suggested else ""
     return (
         f"<div class='es-hint'>{escape(row.label)}: {escape(row.summary)}<br>"
@@ -96,13 +120,17 @@ def preset_html(editor: str, model: str) -> str:
 
 
 def show_preset(
-    form: SettingsForm, editor: str, model: str, changes: Mapping[str, Any] = MappingProxyType({})
+    form: SettingsForm,
+    editor: str,
+    model: str,
+    conventions: str = "clean",
+    changes: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[Any, Any]:
     """The chosen editor's group, filled with its preset for the model; `changes` are those of an example."""
-    shown: dict[Any, Any] = {form.preset: preset_html(editor, model)}
+    shown: dict[Any, Any] = {form.preset: preset_html(editor, model, conventions)}
     for name, group in form.groups.items():
         shown[group] = gr.Group(visible=name == editor)
-        settings = editor_row(name).preset(model).settings.changed(changes if name == editor else {})
+        settings = editor_row(name).preset(model, conventions).settings.changed(changes if name == editor else {})
         shown |= {widget: _shown(getattr(settings, field)) for field, widget in form.widgets[name].items()}
     return shown
 
@@ -117,11 +145,21 @@ def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
         iterations=_typed("iterations", values[form.iterations], 1),
         stop=str(values[form.stop]),
         tolerance=_typed("tolerance", values[form.tolerance], 1.0),
+        collapse_factor=_typed("collapse_factor", values[form.collapse_factor], 1.0),
     )
     seed = _typed("seed", values[form.seed], 0)
     if not isinstance(seed, int) or not 0 <= seed < 2**31:
         raise BadSetting(f"The seed is {seed!r}, allowed are whole numbers from 0 to {2**31 - 1}; choose one of them.")
-    return EditPlan(row.name, settings, stop, seed)
+    name = values[form.conventions]
+    if name not in CONVENTIONS:
+        raise unknown(str(name), "set of conventions", CONVENTIONS)
+    return EditPlan(row.name, settings, stop, seed, read_assist(values, form), CONVENTIONS[name])
+
+
+def read_assist(values: Mapping[Any, Any], form: SettingsForm) -> Assist:
+    """How neighbors are to assist."""
+    defaults = {f.name: default_of(f) for f in fields(Assist)}
+    return Assist().changed({name: _typed(name, values[w], defaults[name]) for name, w in form.assists.items()})
 
 
 def _typed(name: str, value: Any, default: Any) -> Any:

@@ -3,7 +3,7 @@
 Start with `run_edit` in session.py.
 """
 
-from editing_core.editors.iterative import StopSettings
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import Cancelled, EditingError
 from editing_core.evaluation.verdict import Verdict
 from editing_core.models.delta import WeightDelta

@@ -234,8 +234,8 @@ def _clip(values: pd.Series, log: bool, floor: float = FLOOR) -> list[float | No
 
 
 def _names(probes: pd.DataFrame) -> list[str]:
-    """Short axis names: edit, paraphrase 1 -> P1, neighbor 1 -> N1."""
-    short = {"paraphrase": "P", "neighbor": "N"}
+    """Short axis names: edit, paraphrase 1 -> P1, neighbor 1 -> N1, locality L1, portability question Q1."""
+    short = {"paraphrase": "P", "neighbor": "N", "locality": "L", "portability": "Q"}
     return [
         "edit" if kind == "edit" else f"{short[kind]}{number + 1}"
         for kind, number in zip(probes["kind"], probes["number"], strict=True)

@@ -5,19 +5,23 @@ never validated in a paper.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from editing_core.editors.alphaedit import AlphaEdit, AlphaEditSettings, NullSpace, null_space
 from editing_core.editors.base import Editor
+from editing_core.editors.emmet import Emmet, EmmetSettings
+from editing_core.editors.materials import Materials
 from editing_core.editors.memit import Memit, MemitSettings
 from editing_core.editors.pmet import Pmet, PmetSettings
+from editing_core.editors.r_rome import RRomeSettings
 from editing_core.editors.rome import Rome, RomeSettings
-from editing_core.editors.settings import Settings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
-from editing_core.editors.steps.covariance import Corpus, Covariance, CovarianceStore
-from editing_core.errors import StatisticsMissing
+from editing_core.editors.steps.rows import Objective
+from editing_core.editors.steps.spread import Ridge
+from editing_core.errors import BadSetting
 from editing_core.models.catalog import unknown
-from editing_core.models.language_model import LanguageModel
+from editing_core.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Preset:
     suggested: bool = False
 
 
-Build = Callable[[LanguageModel, Settings, CovarianceStore, Corpus | None, int], Editor]
+Build = Callable[[Any, Materials], Editor]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class EditorRow:
     """One editor on offer.
 
     layers: which layers it changes under given settings. needs_statistics: whether it protects known keys there.
+    faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
+    model and, under "*", for all.
     """
 
     name: str
@@ -45,51 +51,63 @@ class EditorRow:
     source: str
     settings_class: type[Settings]
     build: Build
-    layers: Callable[[Settings], Sequence[int]]
+    layers: Callable[[Any], Sequence[int]]
     presets: dict[str, Preset] = field(default_factory=dict)
-    needs_statistics: Callable[[Settings], bool] = lambda _settings: True
+    needs_statistics: Callable[[Any], bool] = lambda _settings: True
+    faithful: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def preset(self, model: str) -> Preset:
+    def preset(self, model: str, conventions: str = "clean") -> Preset:
         """The preset of a model; for others a suggestion made from nothing but the defaults."""
-        return self.presets.get(model) or Preset(self.settings_class(), "defaults, not tuned for this model", True)
+        found = self.presets.get(model) or Preset(self.settings_class(), "defaults, not tuned for this model", True)
+        changes = {**self.faithful.get("*", {}), **self.faithful.get(model, {})} if conventions == "faithful" else {}
+        return replace(found, settings=found.settings.changed(changes))
 
 
-def _covariances(
-    lm: LanguageModel, layers: Sequence[int], store: CovarianceStore, corpus: Corpus | None, floor: float
-) -> dict[int, Covariance]:
-    if corpus is None:
-        raise StatisticsMissing(
-            f"No covariance statistics are bundled for {lm.name}; collect them with "
-            f"'editscope stats --model {lm.name} --collect TEXTFILE', one document per line."
+def _block_objective(materials: Materials) -> Objective:
+    """MEMIT's contexts: five prefixes of ten tokens, the bare prompt half of every key."""
+    return materials.objective(Contexts.grouped(draw_prefixed(materials.lm, ((10, 5),), materials.seed)))
+
+
+def _ridge(s: MemitSettings, materials: Materials, slack: float = 1.0) -> Ridge:
+    covariances = materials.covariances(s.layers, s.covariance_floor)
+    return Ridge(covariances, s.covariance_weight, slack, materials.assist.keys)
+
+
+def _build_memit(settings: MemitSettings, materials: Materials) -> Editor:
+    return Memit(settings, _ridge(settings, materials), _block_objective(materials))
+
+
+def _build_pmet(settings: PmetSettings, materials: Materials) -> Editor:
+    return Pmet(settings, _ridge(settings, materials), _block_objective(materials))
+
+
+def _build_emmet(settings: EmmetSettings, materials: Materials) -> Editor:
+    return Emmet(settings, _ridge(settings, materials, settings.slack), _block_objective(materials))
+
+
+def _build_alphaedit(settings: AlphaEditSettings, materials: Materials) -> Editor:
+    covariances = materials.covariances(settings.layers, 0.0)
+    bases = {layer: null_space(c, settings.threshold, settings.relative) for layer, c in covariances.items()}
+    return AlphaEdit(settings, NullSpace(bases, settings.ridge, materials.assist.keys), _block_objective(materials))
+
+
+def _build_rome(settings: RomeSettings, materials: Materials) -> Editor:
+    if materials.assist.keys:
+        raise BadSetting(
+            "Neighbor keys are protected while a change is spread, which ROME does not do; set keys to 0, or choose "
+            "an editor that spreads, such as MEMIT."
         )
-    return {layer: store.get(lm, layer, corpus, floor) for layer in layers}
-
-
-def _build_spreading(kind: type[Memit] | type[Pmet]) -> Build:
-    def build(
-        lm: LanguageModel, settings: Settings, store: CovarianceStore, corpus: Corpus | None, seed: int
-    ) -> Editor:
-        assert isinstance(settings, MemitSettings)
-        covariances = _covariances(lm, settings.layers, store, corpus, settings.covariance_floor)
-        contexts = Contexts.grouped(draw_prefixed(lm, ((10, 5),), seed))
-        return kind(settings, covariances, contexts)  # type: ignore[arg-type]
-
-    return build
-
-
-def _build_rome(
-    lm: LanguageModel, settings: Settings, store: CovarianceStore, corpus: Corpus | None, seed: int
-) -> Editor:
-    assert isinstance(settings, RomeSettings)
     covariance = None
     if settings.covariance:
-        covariance = _covariances(lm, [settings.layer], store, corpus, settings.covariance_floor)[settings.layer]
-    return Rome(settings, covariance, Contexts.flat(draw_prefixed(lm, ((5, 10), (10, 10)), seed)))
+        covariance = materials.covariances([settings.layer], settings.covariance_floor)[settings.layer]
+    contexts = Contexts.flat(draw_prefixed(materials.lm, ((5, 10), (10, 10)), materials.seed))
+    return Rome(settings, covariance, materials.objective(contexts))
 
 
 # Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
 _POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
-_POCKET_STREAM: dict[str, Any] = {**_POCKET, "rate": 0.06, "decay": 3.0}
+_POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.06, "decay": 3.0}
+_POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
 
 EDITORS = {
@@ -101,8 +119,8 @@ EDITORS = {
             "Many facts at once, spread over several layers by ridge regression.",
             "https://arxiv.org/abs/2210.07229",
             MemitSettings,
-            _build_spreading(Memit),
-            lambda s: s.layers,  # type: ignore[attr-defined]
+            _build_memit,
+            lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
                     MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
@@ -119,6 +137,7 @@ EDITORS = {
                     True,
                 ),
             },
+            faithful={"llama-2-7b": {"decay": 1e-3, "clamp": 4.0}},
         ),
         EditorRow(
             "pmet",
@@ -126,8 +145,8 @@ EDITORS = {
             "Optimises attention and MLP together, writes only the MLP's part.",
             "https://arxiv.org/abs/2308.08742",
             PmetSettings,
-            _build_spreading(Pmet),
-            lambda s: s.layers,  # type: ignore[attr-defined]
+            _build_pmet,
+            lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
                     PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE),
@@ -149,7 +168,7 @@ EDITORS = {
             "https://arxiv.org/abs/2202.05262",
             RomeSettings,
             _build_rome,
-            lambda s: [s.layer],  # type: ignore[attr-defined]
+            lambda s: [s.layer],
             {
                 "pocket-gpt2": Preset(
                     RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), "step size tried on a few tune records", True
@@ -158,7 +177,65 @@ EDITORS = {
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
                 "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),
             },
-            needs_statistics=lambda s: s.covariance,  # type: ignore[attr-defined]
+            needs_statistics=lambda s: s.covariance,
+            faithful={"*": {"covariance": False, "key": "mixed"}},
+        ),
+        EditorRow(
+            "r-rome",
+            "R-ROME",
+            "ROME with one key throughout and without statistics.",
+            "https://arxiv.org/abs/2403.07175",
+            RRomeSettings,
+            _build_rome,
+            lambda s: [s.layer],
+            {
+                "pocket-gpt2": Preset(RRomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), "as ROME's", True),
+                "gpt2-xl": Preset(RRomeSettings(layer=17, steps=20), "EasyEdit"),
+                "gpt-j-6b": Preset(RRomeSettings(layer=5, steps=20), "EasyEdit"),
+                "llama-2-7b": Preset(RRomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit"),
+            },
+            needs_statistics=lambda s: s.covariance,
+        ),
+        EditorRow(
+            "emmet",
+            "EMMET",
+            "Many facts at once in one layer, targets met almost exactly.",
+            "https://arxiv.org/abs/2403.14236",
+            EmmetSettings,
+            _build_emmet,
+            lambda s: s.layers,
+            {
+                "pocket-gpt2": Preset(
+                    EmmetSettings(layers=(2,), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
+                    "as MEMIT's",
+                    True,
+                ),
+                "gpt2-xl": Preset(EmmetSettings(layers=(17,), steps=20, covariance_weight=10000.0), "EasyEdit"),
+                "gpt-j-6b": Preset(EmmetSettings(layers=(5,)), "EasyEdit"),
+                "llama-2-7b": Preset(EmmetSettings(layers=(5,), decay=1e-3, clamp=4.0), "EasyEdit"),
+            },
+        ),
+        EditorRow(
+            "alphaedit",
+            "AlphaEdit",
+            "MEMIT's targets, written only along directions that known keys hardly use.",
+            "https://arxiv.org/abs/2410.02355",
+            AlphaEditSettings,
+            _build_alphaedit,
+            lambda s: s.layers,
+            {
+                "pocket-gpt2": Preset(
+                    AlphaEditSettings(
+                        layers=(0, 1, 2), threshold=0.9, relative=True, ridge=10.0, clamp=1.0, **_POCKET_TARGET
+                    ),
+                    "layers and targets as MEMIT's, threshold of the design trials",
+                    True,
+                ),
+                "gpt2-xl": Preset(AlphaEditSettings(layers=(13, 14, 15, 16, 17), steps=20), "jianghoucheng/AlphaEdit"),
+                "gpt-j-6b": Preset(AlphaEditSettings(), "jianghoucheng/AlphaEdit"),
+                "llama-2-7b": Preset(AlphaEditSettings(layers=(4, 5, 6, 7, 8), rate=0.1), "ResolveUnderOverEdit"),
+            },
+            faithful={"*": {"cache": "iteration"}},
         ),
     )
 }

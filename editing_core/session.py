@@ -5,18 +5,27 @@ last; page and command line both call it.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
+from editing_core.conventions import Conventions
+from editing_core.data.subjects import subject_places
+from editing_core.editors.assist import Assist
 from editing_core.editors.base import Editor
-from editing_core.editors.iterative import Iterative, Round, StopSettings
+from editing_core.editors.iterative import Iterative, Round
+from editing_core.editors.materials import Materials
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.editors.steps.rows import log_perplexity
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting, NotFinite
+from editing_core.evaluation.cases import case_rows, underedit_counts
+from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors, without_assisting
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.metrics import summarize
+from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.models.delta import Proof, WeightDelta
 from editing_core.models.language_model import LanguageModel
@@ -40,38 +49,83 @@ def run_edit(
     Bundled statistics text is measured at first use; other models need theirs collected before.
     Cancelled, raised by `watch`, passes through with the model restored.
     """
-    started = time.perf_counter()
-    evaluator = evaluator or Evaluator()
     with lm.lock:
-        requests = prepare(lm, requests)
-        editor = build_editor(lm, plan, store or CovarianceStore(), watch)
-        watch(Step("measure", 0, 1))
-        story = _Story(lm, requests, evaluator, watch)
-        story.add(0, WeightDelta())
-        outcome = Iterative(editor, plan.stop).edit(lm, requests, watch, story.add_round)
+        started = time.perf_counter()
+        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator or Evaluator())
+        return run_stage(stage, plan, watch, started)
+
+
+def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: float | None = None) -> RunResult:
+    """Edit a stage's requests together. Call with the model's lock held; `started`: when the clock began."""
+    started = time.perf_counter() if started is None else started
+    lm, story = stage.lm, _Story(stage, watch)
+    before = story.begin()
+    iterative = Iterative(stage.editor, plan.stop, plan.conventions)
+    outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before)
     if not outcome.rounds:
         raise NotFinite(
             "The edit produced numbers that are not finite, so nothing was kept; use a smaller step than the present "
-            f"rate. ({outcome.stopped})"
+            f"rate. ({outcome.decision.reason})"
         )
+    notes = [*stage.notes, *(note for r in outcome.rounds for note in r.outcome.notes)]
     return RunResult(
         plan=plan,
-        requests=requests,
+        requests=stage.requests,
         model=lm.name,
         revision=lm.revision,
-        contexts=editor.contexts.templates,
-        iterations=pd.DataFrame(story.iterations),
+        contexts=stage.editor.objective.contexts.templates,
+        iterations=story.table(),
         probes=pd.concat(story.probes, ignore_index=True),
         cases=pd.DataFrame(story.cases),
         deltas=tuple(r.delta for r in outcome.rounds),
         proofs=tuple(story.proofs),
         histories=tuple(r.outcome.targets.history for r in outcome.rounds),
-        stopped=outcome.stopped,
-        converged=outcome.converged,
+        decision=outcome.decision,
         seconds=time.perf_counter() - started,
         edit_seconds=time.perf_counter() - started - story.seconds,
-        notes=tuple(note for r in outcome.rounds for note in r.outcome.notes),
+        notes=tuple(dict.fromkeys(notes)),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """All that a run needs, made from the unedited model: final requests, editor, evaluator, remarks."""
+
+    lm: LanguageModel
+    requests: tuple[EditRequest, ...]
+    editor: Editor
+    evaluator: Evaluator
+    notes: tuple[str, ...]
+
+
+def set_stage(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    plan: EditPlan,
+    store: CovarianceStore,
+    watch: Watch = ignore,
+    evaluator: Evaluator | None = None,
+) -> Stage:
+    """Check the requests, choose who assists, fix the answers to keep, and build the editor."""
+    evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
+    ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
+    ready = evaluator.own_answers(lm, ready)
+    return Stage(lm, ready, build_editor(lm, ready, plan, store, watch), evaluator, notes)
+
+
+def assisted(
+    lm: LanguageModel, requests: tuple[EditRequest, ...], assist: Assist, seed: int
+) -> tuple[tuple[EditRequest, ...], tuple[str, ...]]:
+    """Requests with their edit neighbors chosen where the plan wants any, and remarks on those without."""
+    if not assist.uses_neighbors:
+        return without_assisting(requests), ()
+    found = eligibility(lm, requests, assist.minimum)
+    chosen = with_edit_neighbors(requests, found, assist.count, assist.choice, seed)
+    alone = [entry for entry in found if not entry.eligible]
+    if not alone:
+        return chosen, ()
+    note = f"{len(alone)} of {len(found)} facts are edited without a neighbor's assistance: case {alone[0].case_id}, "
+    return chosen, (f"{note}because {alone[0].reason}" + (", and others." if len(alone) > 1 else "."),)
 
 
 def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPlan]:
@@ -79,7 +133,14 @@ def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPla
     try:
         row = editor_row(record["editor"])
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-        plan = EditPlan(row.name, row.settings_class().changed(values), StopSettings(**record["stop"]), record["seed"])
+        plan = EditPlan(
+            row.name,
+            row.settings_class().changed(values),
+            StopSettings(**record["stop"]),
+            record["seed"],
+            Assist(**record["assist"]),
+            Conventions(**record["conventions"]),
+        )
         requests = tuple(_request_of(r) for r in record["requests"])
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRequest(f"This is no run saved by EditScope ({error}); choose a file written with --json.") from error
@@ -87,9 +148,12 @@ def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPla
 
 
 def _request_of(row: Mapping[str, Any]) -> EditRequest:
-    probes = tuple(Probe(**n) for n in row["neighbors"])
+    probes = {
+        name: tuple(Probe(**{**n, "aliases": tuple(n["aliases"])}) for n in row[name])
+        for name in ("neighbors", "edit_neighbors", "portability", "locality")
+    }
     texts = {name: tuple(row[name]) for name in ("paraphrases", "generation_prompts")}
-    return EditRequest(**{**row, **texts, "neighbors": probes})
+    return EditRequest(**{**row, **texts, **probes})
 
 
 def prepare(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
@@ -101,7 +165,7 @@ def prepare(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditReq
         raise BadRequest("Two edits share a case_id; number them differently.")
     pairs: dict[tuple[str, str], str] = {}
     for request in requests:
-        for text in _texts(request):
+        for text in request.texts:
             lm.check_text(text)
         other = pairs.setdefault((request.subject, request.prompt), request.target_new)
         if other != request.target_new:
@@ -121,8 +185,17 @@ def present_answer(lm: LanguageModel, prompt: str) -> str:
     return answer or "nothing"
 
 
-def build_editor(lm: LanguageModel, plan: EditPlan, store: CovarianceStore, watch: Watch = ignore) -> Editor:
-    """The plan's editor, with statistics at hand and contexts drawn from the unedited model."""
+def build_editor(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    plan: EditPlan,
+    store: CovarianceStore,
+    watch: Watch = ignore,
+) -> Editor:
+    """The plan's editor, with statistics at hand and contexts drawn from the unedited model.
+
+    requests: what is edited and measured; statistics of subjects leave it out.
+    """
     row = editor_row(plan.editor)
     layers = row.layers(plan.settings)
     if max(layers, default=0) >= lm.layers:
@@ -132,7 +205,12 @@ def build_editor(lm: LanguageModel, plan: EditPlan, store: CovarianceStore, watc
     corpus = Corpus.bundled(lm.name)
     if corpus and row.needs_statistics(plan.settings):
         store.collect(lm, layers, corpus, watch)
-    return row.build(lm, plan.settings, store, corpus or store.corpus_of(lm), plan.seed)
+    subjects = []
+    if plan.assist.statistics != "tokens":
+        subjects = subject_places((text for request in requests for text in request.texts), plan.seed)
+    corpus = corpus or store.corpus_of(lm)
+    materials = Materials(lm, store, corpus, plan.seed, plan.assist, plan.conventions, subjects, watch)
+    return row.build(plan.settings, materials)
 
 
 @dataclass(frozen=True)
@@ -153,55 +231,59 @@ def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30) -
 class _Story:
     """Collects the tables of a run, one chapter per iteration."""
 
-    def __init__(
-        self, lm: LanguageModel, requests: tuple[EditRequest, ...], evaluator: Evaluator, watch: Watch
-    ) -> None:
-        self.lm, self.requests, self.evaluator, self.watch = lm, requests, evaluator, watch
+    def __init__(self, stage: Stage, watch: Watch) -> None:
+        self.stage, self.lm, self.requests, self.watch = stage, stage.lm, stage.requests, watch
         self.iterations: list[Row] = []
         self.probes: list[pd.DataFrame] = []
         self.cases: list[Row] = []
         self.proofs: list[tuple[Proof, ...]] = []
         self.seconds = 0.0
 
-    def add(self, k: int, delta: WeightDelta, columns: Row | None = None) -> None:
-        """Measure the model with an edit on."""
-        started = time.perf_counter()
-        with delta.applied(self.lm.model):
-            probes = self.evaluator.score(self.lm, self.requests)
-            collapse = self.evaluator.collapse(self.lm)
-        before = self.probes[0] if self.probes else probes
-        self.iterations.append({"k": k, **summarize(probes, before, k), **(columns or {}), "collapse_ppl": collapse})
-        probes.insert(0, "k", k)
-        self.probes.append(probes)
-        self.seconds += time.perf_counter() - started
+    def begin(self) -> Row:
+        """Measure the unedited model."""
+        self.watch(Step("measure", 0, 1))
+        with self._clock():
+            log_p, _ = log_perplexity(self.lm, self.requests, self.stage.editor.objective)
+            columns = {"ppl_spread": float(log_p.exp().mean()), "ppl_spread_median": float(log_p.median().exp())}
+        return self._measure(0, WeightDelta(), columns)
 
-    def add_round(self, done: Round) -> None:
-        """Measure after an iteration."""
-        log = done.outcome.targets
-        columns = {
-            "ppl_optimised": done.ppl_optimised,
-            "ppl_spread": done.ppl_spread,
-            "delta_ppl": done.delta_ppl,
-            "ppl_optimised_median": float(done.log_p_optimised.median().exp()),
-            "ppl_spread_median": float(done.log_p_spread.median().exp()),
-        }
-        self.add(done.k, done.delta, columns)
+    def add_round(self, done: Round) -> Row:
+        """Measure after an iteration; gives the row, which guards and rules look at."""
+        row = self._measure(done.k, done.delta, done.row())
+        first, log = self.iterations[0], done.outcome.targets
+        told, _ = case_rows(done.k, self.probes[-1], self.probes[0], row["collapse_ppl"], first["collapse_ppl"])
+        for i, case in enumerate(told):
+            case |= {
+                "p_optimised": float(done.log_p_optimised[i].exp()),
+                "p_spread": float(done.log_p_spread[i].exp()),
+                "steps": int(log.steps[i]),
+                "norm": float(log.norm[i]),
+                "clamped": bool(log.clamped[i]),
+            }
+        self.cases += told
         self.proofs.append(tuple(done.delta.proofs(self.lm.model)))
-        for i, request in enumerate(self.requests):
-            self.cases.append(
-                {
-                    "k": done.k,
-                    "case_id": request.case_id,
-                    "p_optimised": float(done.log_p_optimised[i].exp()),
-                    "p_spread": float(done.log_p_spread[i].exp()),
-                    "steps": int(log.steps[i]),
-                    "norm": float(log.norm[i]),
-                    "clamped": bool(log.clamped[i]),
-                }
-            )
         self.watch(Step("iteration", done.k, done.k, round=done.k, terms={"delta_ppl": done.delta_ppl}))
+        return row
 
+    def table(self) -> pd.DataFrame:
+        """One row per k, with the number of under-edited records now and among those of iteration 1."""
+        table = pd.DataFrame(self.iterations)
+        return in_order(table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left"))
 
-def _texts(request: EditRequest) -> list[str]:
-    texts = [request.subject, request.prompt, request.target_new, request.target_true or "", *request.paraphrases]
-    return texts + [t for n in request.neighbors for t in (n.prompt, n.answer)]
+    def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
+        """Measure the model with an edit on."""
+        with self._clock(), delta.applied(self.lm.model):
+            probes = self.stage.evaluator.score(self.lm, self.requests)
+            collapse = self.stage.evaluator.collapse(self.lm)
+        before = self.probes[0] if self.probes else probes
+        metrics = summarize(probes, before, k, self.stage.evaluator.conventions)
+        self.iterations.append({"k": k, **metrics, **columns, "collapse_ppl": collapse})
+        self.probes.append(probes.assign(k=k)[["k", *probes.columns]])
+        return self.iterations[-1]
+
+    @contextmanager
+    def _clock(self) -> Iterator[None]:
+        """Counts the time spent on measuring, which is not the edit's."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started

@@ -19,7 +19,7 @@ _MARKUP = re.compile(r"<[|!/a-zA-Z][^<>]*>")
 def check_text(text: object, name: str, lines: bool = False) -> str:
     """`text` stripped, or BadRequest when it is empty, too long, or more than plain text.
 
-    lines: whether line breaks are allowed, as in the real paraphrases of CounterFact.
+    lines: whether line breaks and tabs are allowed, as in the real paraphrases of CounterFact.
     """
     if not isinstance(text, str):
         raise BadRequest(f"The {name} must be text, got {type(text).__name__}; put it in quotes.")
@@ -32,7 +32,7 @@ def check_text(text: object, name: str, lines: bool = False) -> str:
         )
     if found := _MARKUP.search(text):
         raise BadRequest(f"The {name} contains the markup {found[0][:40]!r}; only plain text is allowed, remove it.")
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Cn", "Co") and not (lines and c == "\n") for c in text):
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Cn", "Co") and not (lines and c in "\n\t") for c in text):
         raise BadRequest(f"The {name} contains a line break or a control character; write it on one plain line.")
     return text
 
@@ -56,6 +56,11 @@ class Probe:
         set_(self, "prompt", check_text(self.prompt, "prompt of a probe", lines=True))
         set_(self, "answer", check_text(self.answer, "answer of a probe"))
         set_(self, "aliases", tuple(check_text(alias, "alias of an answer") for alias in self.aliases))
+
+    @property
+    def place(self) -> tuple[str, str] | None:
+        """(template, subject) where the subject stands in the prompt; None where that is not known."""
+        return (self.template, self.subject) if self.template and self.subject else None
 
     @property
     def template(self) -> str | None:
@@ -125,6 +130,18 @@ class EditRequest:
     def full_prompt(self) -> str:
         """The prompt with the subject in its place. Replaced, not formatted: texts may hold braces."""
         return self.prompt.replace("{}", self.subject)
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """(template, subject) of the fact."""
+        return self.prompt, self.subject
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text a model reads of this request."""
+        own = [self.subject, self.prompt, self.target_new, self.target_true or "", *self.paraphrases]
+        probes = (*self.neighbors, *self.edit_neighbors, *self.locality, *self.portability)
+        return own + [text for probe in probes for text in (probe.prompt, probe.answer)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from editing_core.data.datasets import load_dataset, sample
-from editing_core.editors.iterative import StopSettings
+from editing_core.editors.stopping import StopSettings
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan

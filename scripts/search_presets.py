@@ -11,20 +11,21 @@ in docs/presets.csv; one that is there already is not run again, so that an inte
 import csv
 import json
 import logging
+import random
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from editing_core.data.datasets import load_dataset, sample
-from editing_core.editors.iterative import StopSettings
-from editing_core.editors.settings import Settings
+from editing_core.data.datasets import load_dataset
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import EditingError
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
+from editing_core.settings import Settings
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "presets.csv"
 COLUMNS = ("editor", "settings", "records", "seed", "groups", "k", "converged", "efficacy_success")
@@ -83,7 +84,7 @@ def trial(
     lm: LanguageModel, editor: str, settings: Settings, search: Search, records: int, seed: int
 ) -> dict[str, object]:
     """One row of the table: where the rule stopped, averaged over the groups."""
-    requests = sample(load_dataset("pocket-facts:tune"), records, seed)
+    requests = random.Random(seed).sample(list(load_dataset("pocket-facts:tune")), records)
     plan = EditPlan(editor, settings, StopSettings(iterations=search.iterations), seed)
     started, ends, stops = time.perf_counter(), [], []
     groups = min(search.groups * (records // search.records), records)
@@ -92,7 +93,7 @@ def trial(
         ends.append(run.iterations.iloc[-1])
         stops.append((run.last, run.converged))
     means = {c: sum(float(e[c]) for e in ends) / len(ends) for c in COLUMNS[7:10] + COLUMNS[12:13]}
-    means |= _scores(means, ends)
+    means |= _scores(ends)
     return {
         **_key(editor, settings, records, seed),
         "groups": groups,
@@ -103,7 +104,7 @@ def trial(
     }
 
 
-def _scores(means: dict[str, float], ends: list) -> dict[str, float]:
+def _scores(ends: list) -> dict[str, float]:
     """Harmonic means of the parts' means: a single record's parts are too often zero."""
     out = {}
     for kind in ("success", "accuracy"):

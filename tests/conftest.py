@@ -9,7 +9,6 @@ import tempfile
 
 _HOME = tempfile.TemporaryDirectory(prefix="editscope-tests-")
 os.environ["EDITSCOPE_HOME"] = _HOME.name
-os.environ.pop("EDITSCOPE_DATA", None)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

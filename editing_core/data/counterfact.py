@@ -1,53 +1,62 @@
-"""CounterFact's schema, which the bundled pocket-facts share: JSON records -> EditRequests.
+"""CounterFact, multi-CounterFact, and subsets of them that name every neighbor's subject.
 
-Source of the schema: Meng et al. 2022, https://arxiv.org/abs/2202.05262.
+In: a record with `requested_rewrite`. Out: an EditRequest; neighbors share the old object.
+Source: Meng et al. 2022, https://arxiv.org/abs/2202.05262; `neighborhood_samples`: Baghel et al. 2025,
+https://arxiv.org/abs/2503.11895.
 """
 
-import json
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from editing_core.errors import BadRequest
+from editing_core.data.fields import case_id, items, optional, text, texts
+from editing_core.data.problems import Malformed, naming, naming_all
 from editing_core.types import EditRequest, Probe
 
-MAX_BYTES = 64 * 2**20
+REWRITE = "requested_rewrite"
+NAMES = {
+    "subject": f"{REWRITE}.subject",
+    "prompt": f"{REWRITE}.prompt",
+    "target_new": f"{REWRITE}.target_new.str",
+    "target_true": f"{REWRITE}.target_true.str",
+    "paraphrases": "paraphrase_prompts",
+    "case_id": "case_id",
+}
 
 
-def request_of(record: Mapping[str, Any], source: str) -> EditRequest:
-    """One record. BadRequest names the key that is missing or malformed."""
-    try:
-        rewrite = record["requested_rewrite"]
-        true = rewrite["target_true"]["str"]
-        prompts = record.get("neighborhood_prompts", [])
-        samples = record.get("neighborhood_samples") or [{}] * len(prompts)
+def parse(record: Any, row: int, source: str = "counterfact") -> EditRequest:
+    """One record; Malformed names the field that is wrong. Its `attribute_prompts` are not used."""
+    prompt, true = text(record, NAMES["prompt"]), text(record, NAMES["target_true"])
+    with naming_all(NAMES):
         return EditRequest(
-            subject=rewrite["subject"],
-            prompt=rewrite["prompt"],
-            target_new=rewrite["target_new"]["str"],
+            subject=text(record, NAMES["subject"]),
+            prompt=prompt,
+            target_new=text(record, NAMES["target_new"]),
             target_true=true,
-            paraphrases=tuple(record.get("paraphrase_prompts", ())),
-            neighbors=tuple(Probe(p, true, s.get("subject")) for p, s in zip(prompts, samples, strict=True)),
-            case_id=record.get("case_id", 0),
-            relation_id=rewrite.get("relation_id"),
-            generation_prompts=tuple(record.get("generation_prompts", ())),
+            paraphrases=texts(record, "paraphrase_prompts"),
+            neighbors=_neighbors(record, prompt, true),
+            case_id=case_id(record, row),
+            relation_id=optional(record, f"{REWRITE}.relation_id"),
+            target_new_id=optional(record, f"{REWRITE}.target_new.id"),
+            generation_prompts=texts(record, "generation_prompts"),
             source=source,
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        case = record.get("case_id", "without case_id") if isinstance(record, Mapping) else "of no known form"
-        raise BadRequest(
-            f"Record {case} of {source} does not follow CounterFact's schema ({error}); correct it."
-        ) from error
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON list in a file; BadRequest when it is too large or none."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadRequest(f"{path.name} is larger than {MAX_BYTES // 2**20} MB; split it.")
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise BadRequest(f"{path.name} is not a readable JSON file; give a JSON list of edits.") from error
-    if not isinstance(records, list) or not records:
-        raise BadRequest(f"{path.name} holds no list of edits; give a JSON list with at least one.")
-    return records
+def _neighbors(record: Any, template: str, answer: str) -> tuple[Probe, ...]:
+    prompts = texts(record, "neighborhood_prompts")
+    with naming("neighborhood_prompts"):
+        samples = items(record, "neighborhood_samples")
+        if not samples:
+            return tuple(Probe(p, answer, subject_between(template, p)) for p in prompts)
+        if len(samples) != len(prompts):
+            got = f"There are {len(samples)} neighborhood_samples for {len(prompts)} neighborhood_prompts"
+            raise Malformed("neighborhood_samples", got, "give one for each, or leave them all out")
+        return tuple(Probe(p, answer, text(s, "subject")) for p, s in zip(prompts, samples, strict=True))
+
+
+def subject_between(template: str, prompt: str) -> str | None:
+    """What the prompt has in the template's place `{}`; None where it does not fit the template."""
+    head, place, tail = template.partition("{}")
+    if not (place and (head + tail).strip() and prompt.startswith(head) and prompt.endswith(tail)):
+        return None
+    # Empty also where head and tail overlap.
+    return prompt[len(head) : len(prompt) - len(tail)].strip() or None

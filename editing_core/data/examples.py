@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from editing_core import paths
-from editing_core.data.edit_file import edit_of
+from editing_core.data.table import edit_of
 from editing_core.models.catalog import unknown
 from editing_core.types import EditRequest
 
@@ -15,7 +15,8 @@ from editing_core.types import EditRequest
 class Example:
     """A complete case: what to edit, how, and what there is to see. The first request is the inspected one.
 
-    settings: where the example departs from the editor's preset.
+    settings: where the example departs from the editor's preset. collapse_factor: of the guard; 0 lets a model
+    collapse for all to see.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Example:
     stop: str
     requests: tuple[EditRequest, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    collapse_factor: float = 3.0
 
 
 @cache
@@ -37,6 +39,7 @@ def load_examples() -> tuple[Example, ...]:
             **{key: row[key] for key in ("name", "title", "story", "editor", "iterations", "stop")},
             requests=tuple(edit_of(r, i, f"example {row['name']}") for i, r in enumerate(row["requests"])),
             settings=row.get("settings", {}),
+            collapse_factor=row.get("collapse_factor", 3.0),
         )
         for row in rows
     )

@@ -3,14 +3,14 @@
 Callers never ask which editor they hold. `Editor.edit` is called with the model's lock held.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from editing_core.editors.steps.contexts import Contexts
+from editing_core.editors.steps.rows import Objective
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Watch, ignore
@@ -21,11 +21,14 @@ class TargetLog:
     """How the target optimisation of each record went; every tensor is (n_records,) on the CPU.
 
     log_p_initial and log_p_final are log-perplexities of the new object (mean token NLL over all
-    rewriting prompts) before the first and after the last step, without any factor.
+    rewriting prompts) before the first and after the last step, without any factor; log_p_all is the last
+    one over the assisting neighbors' prompts too, factor the loss factor it had at the end (PMET's rule).
     """
 
     log_p_initial: Tensor
     log_p_final: Tensor
+    log_p_all: Tensor
+    factor: Tensor
     steps: Tensor
     norm: Tensor
     clamped: Tensor
@@ -35,13 +38,14 @@ class TargetLog:
     @staticmethod
     def join(logs: Sequence["TargetLog"]) -> "TargetLog":
         """Records one after the other; the history is averaged step by step over logs that have the step."""
-        names = ("log_p_initial", "log_p_final", "steps", "norm", "clamped", "finite")
+        names = ("log_p_initial", "log_p_final", "log_p_all", "factor", "steps", "norm", "clamped", "finite")
         joined = {name: torch.cat([getattr(log, name) for log in logs]) for name in names}
         longest = max((len(log.history) for log in logs), default=0)
         history = []
         for i in range(longest):
             rows = [log.history[min(i, len(log.history) - 1)] for log in logs if log.history]
-            history.append({key: sum(r[key] for r in rows) / len(rows) for key in rows[0]})
+            names_here = [key for key in rows[0] if all(key in row for row in rows)]
+            history.append({key: sum(r[key] for r in rows) / len(rows) for key in names_here})
         return TargetLog(**joined, history=tuple(history))
 
 
@@ -54,14 +58,23 @@ class EditOutcome:
     notes: tuple[str, ...] = ()
 
 
-class Editor(Protocol):
-    """One way to write facts into a model. `contexts` are the prefixes it optimises with."""
+class Editor(ABC):
+    """One way to write facts into a model.
 
-    @property
-    def contexts(self) -> Contexts:
-        """Prefixes drawn once from the unedited model; also those of the edit-target perplexity."""
-        ...
+    objective: what targets are optimised for; its prefixes are drawn once from the unedited model and are also
+    those of the edit-target perplexity.
+    """
 
+    objective: Objective
+
+    @abstractmethod
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
         """Compute the edit that writes all requests together."""
-        ...
+
+    def settle(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:  # noqa: ARG002
+        """Called with a batch's final edit on, before the next batch; editors that remember batches do it here."""
+        return
+
+    def forget(self) -> None:
+        """Forget earlier batches: the next request meets the unedited model."""
+        return

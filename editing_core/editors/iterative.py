@@ -2,39 +2,25 @@
 
     p_optimised(k)  perplexity of the new objects with the optimised states injected into theta^(k-1)
     p_spread(k)     the same under the weights theta^(k), nothing injected
-    stop at the first k with |p_spread(k) - p_optimised(k)| <= tolerance
 
-Contexts and covariances stay those of the unedited model. Source: Baghel et al. 2025,
-https://arxiv.org/abs/2503.11895 (section 4).
+Contexts and covariances stay those of the unedited model; when to stop is decided in stopping.py. Source:
+Baghel et al. 2025, https://arxiv.org/abs/2503.11895 (section 4).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from editing_core.conventions import CLEAN, Conventions
 from editing_core.editors.base import Editor, EditOutcome
-from editing_core.editors.settings import Settings, setting
 from editing_core.editors.steps.rows import log_perplexity
+from editing_core.editors.stopping import Decision, StopSettings, not_finite
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
-
-MAX_ROUNDS = 10
-
-
-@dataclass(frozen=True)
-class StopSettings(Settings):
-    """How long to iterate."""
-
-    iterations: int = setting(5, "Most iterations", 1, MAX_ROUNDS)
-    stop: str = setting(
-        "perplexity",
-        "perplexity: stop when |delta p| <= tolerance; none: all iterations",
-        choices=("perplexity", "none"),
-    )
-    tolerance: float = setting(1.0, "epsilon: the largest |delta p| that counts as agreement", 0.0, 1e6)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,37 +53,58 @@ class Round:
         """Whether weights and perplexities are numbers."""
         return self.delta.finite and bool(torch.isfinite(self.log_p_spread).all())
 
+    def row(self) -> dict[str, Any]:
+        """The columns the stopping rules and the tables need; medians are not ruled by the worst record."""
+        return {
+            "k": self.k,
+            "ppl_optimised": self.ppl_optimised,
+            "ppl_spread": self.ppl_spread,
+            "delta_ppl": self.delta_ppl,
+            "ppl_optimised_median": float(self.log_p_optimised.median().exp()),
+            "ppl_spread_median": float(self.log_p_spread.median().exp()),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class IterativeOutcome:
-    """All finished rounds and, in words, why the last one was the last. `converged`: the rule fired."""
+    """All finished rounds, and the decision which of them is the result and why."""
 
     rounds: tuple[Round, ...]
-    stopped: str
-    converged: bool
+    decision: Decision
 
     @property
     def delta(self) -> WeightDelta:
-        """The edit after the last round; empty when none finished."""
-        return self.rounds[-1].delta if self.rounds else WeightDelta()
+        """The edit the decision chose; empty when it is the unedited model."""
+        k = self.decision.k
+        return self.rounds[k - 1].delta if k else WeightDelta()
+
+
+Measure = Callable[[Round], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Iterative:
-    """Repeats an editor. `on_round` is called after every round with the model unedited."""
+    """Repeats an editor. conventions: what the edit-target perplexities are made of."""
 
     editor: Editor
     settings: StopSettings
+    conventions: Conventions = field(default=CLEAN)
 
     def edit(
         self,
         lm: LanguageModel,
         requests: Sequence[EditRequest],
         watch: Watch = ignore,
-        on_round: Callable[[Round], None] = lambda _round: None,
+        measure: Measure = lambda _round: {},
+        before: Mapping[str, Any] | None = None,
     ) -> IterativeOutcome:
-        """Iterate until the rule fires, a round is not finite (it is dropped), or the rounds are used up."""
+        """Iterate until a rule or a guard fires or the rounds are used up.
+
+        measure: called after every round with the model as it was at the start; what it returns (held-out
+        perplexity, scores) is what guards look at. before: the same for the unedited model.
+        """
         rounds: list[Round] = []
+        rows: list[Mapping[str, Any]] = [{"k": 0, **before}] if before else []
         total = WeightDelta()
         for k in range(1, self.settings.iterations + 1):
 
@@ -108,21 +115,13 @@ class Iterative:
                 outcome = self.editor.edit(lm, requests, told)
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
             if done is None or not done.finite:
-                reason = (
-                    f"Iteration {k} gave numbers that are not finite; the edit was rolled back to iteration {k - 1}."
-                )
-                return IterativeOutcome(tuple(rounds), reason, converged=False)
+                return IterativeOutcome(tuple(rounds), not_finite(rows, k))
             rounds.append(done)
             total = done.delta
-            on_round(done)
-            if self.settings.stop == "perplexity" and abs(done.delta_ppl) <= self.settings.tolerance:
-                gap = f"|delta p| = {abs(done.delta_ppl):.3g} is at most {self.settings.tolerance:g}"
-                reason = f"Stopped after iteration {k}: {gap}."
-                return IterativeOutcome(tuple(rounds), reason, converged=True)
-        reason = f"All {self.settings.iterations} iterations were used."
-        if self.settings.stop == "perplexity":
-            reason += f" |delta p| = {abs(rounds[-1].delta_ppl):.3g} is still above {self.settings.tolerance:g}."
-        return IterativeOutcome(tuple(rounds), reason, converged=False)
+            rows.append({**measure(done), **done.row()})
+            if decision := self.settings.decide(rows):
+                return IterativeOutcome(tuple(rounds), decision)
+        return IterativeOutcome(tuple(rounds), self.settings.conclude(rows))
 
     def _measure(
         self, lm: LanguageModel, requests: Sequence[EditRequest], k: int, delta: WeightDelta, outcome: EditOutcome
@@ -130,5 +129,8 @@ class Iterative:
         if not delta.finite:
             return None
         with delta.applied(lm.model):
-            spread = log_perplexity(lm, requests, self.editor.contexts)
-        return Round(k, delta, outcome, outcome.targets.log_p_final, spread)
+            edit, every = log_perplexity(lm, requests, self.editor.objective)
+        c, log = self.conventions, outcome.targets
+        optimised = log.log_p_all if c.edit_perplexity == "all" else log.log_p_final
+        factor = log.factor if c.factor == "inside" else torch.ones_like(log.factor)
+        return Round(k, delta, outcome, optimised * factor, every if c.edit_perplexity == "all" else edit)

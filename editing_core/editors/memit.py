@@ -4,24 +4,23 @@ In: EditRequests. Out: a WeightDelta of rank n_facts per layer. Source: Meng et 
 https://arxiv.org/abs/2210.07229.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editing_core.editors.base import EditOutcome
-from editing_core.editors.settings import TargetSettings, setting
-from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
-from editing_core.editors.steps.spread import Spread
+from editing_core.editors.base import Editor, EditOutcome
+from editing_core.editors.settings import SpreadSettings, TargetSettings
+from editing_core.editors.steps.rows import Objective
+from editing_core.editors.steps.spread import Solver, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.language_model import LanguageModel
+from editing_core.settings import setting
 from editing_core.types import EditRequest, Watch, ignore
 
 
 @dataclass(frozen=True)
-class MemitSettings(TargetSettings):
-    """Settings of the spreading editors. Targets are optimised at the last of `layers`."""
+class MemitSettings(SpreadSettings):
+    """Settings of MEMIT. Targets are optimised at the last of `layers`."""
 
-    layers: tuple[int, ...] = setting((3, 4, 5, 6, 7, 8), "MLP layers that share the change [layers]", 0, 1000)
     covariance_weight: float = setting(
         15000.0, "lambda: how strongly known keys are protected; larger edits less [mom2_update_weight]", 1e-3, 1e9
     )
@@ -33,21 +32,31 @@ class MemitSettings(TargetSettings):
     )
 
 
+def write_block_targets(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    objective: Objective,
+    settings: TargetSettings,
+    layers: Sequence[int],
+    solve: Solver,
+    watch: Watch,
+) -> EditOutcome:
+    """Optimise every fact's state after the last of `layers`, then let all of them approach it by equal parts."""
+    site = lm.architecture.block(layers[-1])
+    targets = optimise_targets(lm, requests, objective, [site], settings, watch)
+    delta = Spread(site, objective, layers, solve, share=float).write(lm, requests, targets.values[site], watch)
+    return EditOutcome(delta, targets.log)
+
+
 @dataclass(frozen=True, eq=False)
-class Memit:
-    """The editor, with its statistics and contexts at hand."""
+class Memit(Editor):
+    """The editor, with its closed form and objective at hand."""
 
     settings: MemitSettings
-    covariances: Mapping[int, Covariance]
-    contexts: Contexts
+    solve: Solver
+    objective: Objective
 
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
-        """Optimise every fact's state after the last edited block, then let all layers approach it."""
-        site = lm.architecture.block(self.settings.layers[-1])
-        targets = optimise_targets(lm, requests, self.contexts, [site], self.settings, watch)
-        weight = self.settings.covariance_weight
-        way = Spread(
-            site, self.contexts, self.covariances, weight, share=float
-        )  # each remaining layer takes an equal part
-        delta = way.write(lm, requests, targets.values[site], watch)
-        return EditOutcome(delta, targets.log)
+        """Write all requests together."""
+        s = self.settings
+        return write_block_targets(lm, requests, self.objective, s, s.layers, self.solve, watch)

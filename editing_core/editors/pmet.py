@@ -4,14 +4,13 @@ Because the attention's part is discarded, the optimised configuration is never 
 large gap after the first iteration. Source: Li et al. 2024, https://arxiv.org/abs/2308.08742.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from editing_core.editors.base import EditOutcome
+from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.memit import MemitSettings
-from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
-from editing_core.editors.steps.spread import Spread
+from editing_core.editors.steps.rows import Objective
+from editing_core.editors.steps.spread import Solver, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Watch, ignore
@@ -23,19 +22,18 @@ class PmetSettings(MemitSettings):
 
 
 @dataclass(frozen=True, eq=False)
-class Pmet:
-    """The editor, with its statistics and contexts at hand."""
+class Pmet(Editor):
+    """The editor, with its closed form and objective at hand."""
 
     settings: PmetSettings
-    covariances: Mapping[int, Covariance]
-    contexts: Contexts
+    solve: Solver
+    objective: Objective
 
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
         """Optimise both module outputs of the last edited block, spread the MLP's by square roots."""
-        layer = self.settings.layers[-1]
-        attention, mlp = lm.architecture.attention_out_of(layer), lm.architecture.down(layer)
-        targets = optimise_targets(lm, requests, self.contexts, [attention, mlp], self.settings, watch, adaptive=True)
-        weight = self.settings.covariance_weight
-        way = Spread(mlp, self.contexts, self.covariances, weight, share=lambda remaining: remaining**0.5)
-        delta = way.write(lm, requests, targets.values[mlp], watch)
-        return EditOutcome(delta, targets.log)
+        layers = self.settings.layers
+        attention, mlp = lm.architecture.attention_out_of(layers[-1]), lm.architecture.down(layers[-1])
+        sites = [attention, mlp]
+        targets = optimise_targets(lm, requests, self.objective, sites, self.settings, watch, adaptive=True)
+        way = Spread(mlp, self.objective, layers, self.solve, share=lambda remaining: remaining**0.5)
+        return EditOutcome(way.write(lm, requests, targets.values[mlp], watch), targets.log)

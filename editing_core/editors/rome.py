@@ -14,16 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing_core.editors.base import EditOutcome, TargetLog
-from editing_core.editors.settings import TargetSettings, setting
-from editing_core.editors.steps.contexts import Contexts
+from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, average, states_at_subject
+from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.settings import setting
 from editing_core.types import EditRequest, Step, Watch, ignore
 
+KEYS = ("averaged", "bare", "mixed")
 LEAST_COSINE = 1e-3  # below it the update would explode
 
 
@@ -43,17 +45,17 @@ class RomeSettings(TargetSettings):
     key: str = setting(
         "averaged",
         "Which key is used: averaged and bare consistently, or mixed as in the published code",
-        choices=("averaged", "bare", "mixed"),
+        choices=KEYS,
     )
 
 
 @dataclass(frozen=True, eq=False)
-class Rome:
-    """The editor, with its statistics and contexts at hand."""
+class Rome(Editor):
+    """The editor, with its statistics and objective at hand."""
 
     settings: RomeSettings
     covariance: Covariance | None
-    contexts: Contexts
+    objective: Objective
 
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
         """Write the requests in order; each sees the updates of those before it."""
@@ -76,14 +78,15 @@ class Rome:
 
     def _write(self, lm: LanguageModel, request: EditRequest, watch: Watch) -> tuple[WeightDelta, TargetLog, float]:
         site = lm.architecture.down(self.settings.layer)
-        rows = SubjectRows.of(lm, [request], self.contexts)
+        contexts = self.objective.contexts
+        rows = SubjectRows.of(lm, [request.place], contexts)
         keys = states_at_subject(lm, rows, site, inputs=True)  # (1, templates, d_in)
         values = states_at_subject(lm, rows, site)
-        averaged = average(keys, self.contexts)[0]
+        averaged = average(keys, contexts)[0]
         direction_key = keys[0, 0] if self.settings.key == "bare" else averaged
         key = averaged if self.settings.key == "averaged" else keys[0, 0]
-        present = average(values, self.contexts)[0] if self.settings.key == "averaged" else values[0, 0]
-        targets = optimise_targets(lm, [request], self.contexts, [site], self.settings, watch)
+        present = average(values, contexts)[0] if self.settings.key == "averaged" else values[0, 0]
+        targets = optimise_targets(lm, [request], self.objective, [site], self.settings, watch)
         direction = self._direction(direction_key)
         scale = key @ direction
         residual = (targets.values[site][0].double() - present) / scale

@@ -1,89 +1,8 @@
-"""Hyper-parameters as frozen dataclasses that know their own help, range and source.
+"""Hyper-parameters that all editors with an optimised target share."""
 
-A form is built from the fields, the command line sets them by name, and a value that exists is valid.
-"""
+from dataclasses import dataclass
 
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from typing import Any, Self
-
-from editing_core.errors import BadSetting
-from editing_core.models.catalog import unknown
-
-
-def setting(
-    default: Any,
-    help: str,
-    low: float | None = None,
-    high: float | None = None,
-    choices: tuple[str, ...] = (),
-) -> Any:
-    """A dataclass field with its one-line help and what it may be."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Base of all settings: checks every field when it is made."""
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            _check(f.name, getattr(self, f.name), f.default, f.metadata)
-
-    def changed(self, values: Mapping[str, Any]) -> Self:
-        """A copy with some fields replaced; text is read as the field's type. BadSetting when wrong."""
-        known = {f.name: f for f in fields(self)}
-        parsed = {}
-        for name, value in values.items():
-            if name not in known:
-                raise BadSetting(str(unknown(name, "setting", known)))
-            parsed[name] = _parse(name, value, known[name].default) if isinstance(value, str) else value
-        return replace(self, **parsed)
-
-
-def _check(name: str, value: Any, default: Any, meta: Mapping[str, Any]) -> None:
-    low, high, choices = meta["low"], meta["high"], meta["choices"]
-    if isinstance(default, bool) != isinstance(value, bool):
-        raise BadSetting(
-            f"{name} must be {'true or false' if isinstance(default, bool) else 'a number'}, got {value!r}; correct it."
-        )
-    if choices and value not in choices:
-        raise BadSetting(f"{name} is {value!r}, allowed are {', '.join(choices)}; choose one of them.")
-    numbers = value if isinstance(value, tuple) else (value,)
-    if isinstance(default, tuple) and (not isinstance(value, tuple) or not value or list(value) != sorted(set(value))):
-        raise BadSetting(
-            f"{name} must be one or more layers in ascending order such as 0,1,2, got {value!r}; correct it."
-        )
-    if low is None:
-        return
-    for number in numbers:
-        whole = isinstance(default, int | tuple) and not isinstance(number, int)
-        if whole or not isinstance(number, int | float) or not low <= number <= high:
-            kind = "whole numbers" if isinstance(default, int | tuple) else "numbers"
-            raise BadSetting(f"{name} is {number!r}, allowed are {kind} from {low:g} to {high:g}; choose one of them.")
-
-
-def _parse(name: str, text: str, default: Any) -> Any:
-    text = text.strip()
-    try:
-        if isinstance(default, bool):
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
-        if isinstance(default, tuple):
-            return tuple(int(part) for part in text.strip("[]()").split(",") if part.strip())
-        if isinstance(default, int):
-            return int(text)
-        if isinstance(default, float):
-            return float(text)
-    except (KeyError, ValueError):
-        wanted = "true or false" if isinstance(default, bool) else f"like {default!r}"
-        raise BadSetting(f"{name} is {text[:40]!r}, but must be {wanted}; correct it.") from None
-    return text
-
-
-def default_of(f: Any) -> Any:
-    """The default of a dataclass field (all settings have one)."""
-    assert f.default is not MISSING
-    return f.default
+from editing_core.settings import Settings, setting
 
 
 @dataclass(frozen=True)
@@ -101,3 +20,10 @@ class TargetSettings(Settings):
     )
     clamp: float = setting(0.75, "Largest |delta| as a multiple of |anchor| [clamp_norm_factor]", 0.01, 20.0)
     stop_below: float = setting(0.05, "A fact is finished when its loss falls below this", 0.0, 10.0)
+
+
+@dataclass(frozen=True)
+class SpreadSettings(TargetSettings):
+    """Settings of editors that share a change among layers."""
+
+    layers: tuple[int, ...] = setting((3, 4, 5, 6, 7, 8), "MLP layers that share the change [layers]", 0, 1000)

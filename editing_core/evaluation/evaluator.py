@@ -2,19 +2,22 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from math import exp
+from math import exp, nan
 
 import pandas as pd
 
 from editing_core import paths
-from editing_core.evaluation.scoring import score_objects, text_perplexities
+from editing_core.conventions import CLEAN, Conventions
+from editing_core.evaluation.scoring import ObjectScore, score_objects, text_perplexities
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest
 
-PROBE_COLUMNS = ["case_id", "kind", "number", "prompt", "target_new", "target_true", "p_new", "p_true"]
-PROBE_COLUMNS += ["logp_new", "logp_true", "rank_new", "rank_true", "hit_new", "hit_true", "answer", "choices"]
+PROBE_COLUMNS = ["case_id", "kind", "family", "number", "prompt", "target_new", "target_true", "p_new", "p_true"]
+PROBE_COLUMNS += ["logp_new", "logp_true", "rank_new", "rank_true", "hit_new", "hit_true", "answer"]
+PROBE_COLUMNS += ["labels", "choices"]
+KEEPING = ("neighbor", "locality", "portability")  # kinds whose own answer is asked for, not the new object
 
 
 @cache
@@ -28,38 +31,82 @@ class Evaluator:
     """Scores requests under the current weights. texts: what the collapse perplexity is measured on."""
 
     texts: Sequence[str] = field(default_factory=bundled_texts)
+    conventions: Conventions = CLEAN
 
     def score(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> pd.DataFrame:
-        """One row per probe: the edit prompt, its paraphrases and its neighbors, in the requests' order.
+        """One row per probe: the edit prompt, paraphrases, neighbors, locality and portability, in this order.
 
-        p_* are exp of the mean token log-probability; choices the model's first choice at each position
-        of the true object (of the new one for edit prompts and paraphrases) and answer their text.
+        p_* are exp of the mean token log-probability, NaN where there is no old object; choices the model's
+        first choice at each position of `labels`, the probe's own answer (the new object for edit prompts and
+        paraphrases), and answer their text.
         """
-        asked = [(request, *probe) for request in requests for probe in _probes(request)]
-        new_pairs = [(prompt, request.target_new) for request, _, _, prompt, _ in asked]
-        true_pairs = [(prompt, answer) for _, _, _, prompt, answer in asked]
+        asked = [_Asked(request, *probe) for request in requests for probe in _probes(request)]
+        compared = [a for a in asked if a.true]
         # Together, because both objects of a prompt mostly share one forward row.
-        scores = score_objects(lm, new_pairs + true_pairs)
-        new, true = scores[: len(asked)], scores[len(asked) :]
-        rows = []
-        for (request, kind, number, prompt, answer), n, t in zip(asked, new, true, strict=True):
-            choices = t.choices if kind == "neighbor" else n.choices
-            said = str(lm.tokenizer.decode(list(choices))).strip()
-            chances = (exp(n.logp), exp(t.logp), n.logp, t.logp)
-            outcome = (n.rank, t.rank, n.hit, t.hit, said, list(choices))
-            rows.append((request.case_id, kind, number, prompt, request.target_new, answer, *chances, *outcome))
+        pairs = [(a.prompt, a.request.target_new) for a in asked] + [(a.prompt, a.true) for a in compared]
+        groups = None
+        if self.conventions.padding == "left":
+            groups = [(a.request.case_id, a.kind, "new") for a in asked]
+            groups += [(a.request.case_id, a.kind, "true") for a in compared]
+        scores = score_objects(lm, pairs, self.conventions.objects, groups)
+        true = dict(zip((id(a) for a in compared), scores[len(asked) :], strict=True))
+        rows = [_row(lm, a, n, true.get(id(a))) for a, n in zip(asked, scores[: len(asked)], strict=True)]
         return pd.DataFrame(rows, columns=PROBE_COLUMNS)
 
     def collapse(self, lm: LanguageModel) -> float:
         """Arithmetic mean over texts of their perplexity."""
-        values = text_perplexities(lm, self.texts)
+        values = text_perplexities(lm, self.texts, self.conventions.perplexity_terms)
         return sum(values) / len(values)
 
+    def own_answers(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
+        """Requests whose neighbors' answers are what the model itself says now, where the conventions want that."""
+        if self.conventions.reference == "gold":
+            return tuple(requests)
+        table = self.score(lm, requests)
+        said = {(r.case_id, r.number): r.answer for r in table[table["kind"] == "neighbor"].itertuples()}
+        return tuple(
+            replace(
+                request,
+                neighbors=tuple(
+                    replace(n, answer=said[request.case_id, i] or n.answer) for i, n in enumerate(request.neighbors)
+                ),
+            )
+            for request in requests
+        )
 
-def _probes(request: EditRequest) -> list[tuple[str, int, str, str]]:
-    """(kind, number, prompt, true answer) of everything asked about a request."""
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """One probe of a request: its kind, number and family, the prompt, and the answer beside the new object."""
+
+    request: EditRequest
+    kind: str
+    number: int
+    prompt: str
+    true: str
+    family: str = ""
+
+
+def _probes(request: EditRequest) -> list[tuple[str, int, str, str] | tuple[str, int, str, str, str]]:
+    """Everything asked about a request, as fields of `_Asked`."""
     true = request.target_true or ""
-    probes = [("edit", 0, request.full_prompt, true)]
+    probes: list[tuple[str, int, str, str] | tuple[str, int, str, str, str]] = [("edit", 0, request.full_prompt, true)]
     probes += [("paraphrase", i, prompt, true) for i, prompt in enumerate(request.paraphrases)]
-    probes += [("neighbor", i, n.prompt, n.answer) for i, n in enumerate(request.neighbors)]
+    for kind, some in (
+        ("neighbor", request.neighbors),
+        ("locality", request.locality),
+        ("portability", request.portability),
+    ):
+        probes += [(kind, i, p.prompt, p.answer, p.family) for i, p in enumerate(some)]
     return probes
+
+
+def _row(lm: LanguageModel, a: _Asked, new: ObjectScore, true: ObjectScore | None) -> tuple[object, ...]:
+    shown = true if a.kind in KEEPING and true else new
+    said = str(lm.tokenizer.decode(list(shown.choices))).strip()
+    told = (a.request.case_id, a.kind, a.family, a.number, a.prompt, a.request.target_new, a.true)
+    tokens = (said, list(shown.labels), list(shown.choices))
+    if true is None:
+        return (*told, exp(new.logp), nan, new.logp, nan, new.rank, nan, new.hit, nan, *tokens)
+    chances = (exp(new.logp), exp(true.logp), new.logp, true.logp, new.rank, true.rank, new.hit, true.hit)
+    return (*told, *chances, *tokens)

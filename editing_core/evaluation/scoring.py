@@ -4,7 +4,7 @@ Prompts are scored in right-padded batches, with logits only where an object sta
 means over the object's tokens (algorithm: ROME, arXiv:2202.05262, and its successors).
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,33 +20,66 @@ class ObjectScore:
     """How one object fares after one prompt.
 
     logp: mean log-probability of its tokens, teacher-forced. rank: of its first token, 1 is best.
-    choices: the model's first choice at each of the object's positions. hit: share of them that are right.
+    labels: the object's tokens. choices: the model's first choice at each of their positions. hit: share of
+    them that are right.
     """
 
     logp: float
     rank: int
+    labels: tuple[int, ...]
     choices: tuple[int, ...]
     hit: float
 
 
 @torch.no_grad()
-def score_objects(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[ObjectScore]:
-    """Score each (prompt, object); equal token rows (objects of one token after one prompt) run once."""
-    texts = [continuation(lm.tokenizer, prompt, answer) for prompt, answer in pairs]
-    unique = sorted({text.inputs for text in texts}, key=len)
+def score_objects(
+    lm: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    objects: str = "joined",
+    groups: Sequence[Hashable] | None = None,
+) -> list[ObjectScore]:
+    """Score each (prompt, object); equal token rows (objects of one token after one prompt) run once.
+
+    objects: as in `Conventions.objects`. groups: one per pair; rows of a group are padded together on the left,
+    as the published code does. Without groups the padding is on the right and changes nothing.
+    """
+    texts = [continuation(lm.tokenizer, prompt, answer, objects) for prompt, answer in pairs]
+    scores: list[ObjectScore | None] = [None] * len(texts)
+    if groups is None:
+        _score_rows(lm, texts, range(len(texts)), scores)
+    else:
+        together: dict[Hashable, list[int]] = {}
+        for number, group in enumerate(groups):
+            together.setdefault(group, []).append(number)
+        for numbers in together.values():
+            _score_rows(lm, texts, numbers, scores, left=True)
+    return [score for score in scores if score is not None]
+
+
+def _score_rows(
+    lm: LanguageModel,
+    texts: Sequence[Continuation],
+    numbers: Sequence[int],
+    scores: list[ObjectScore | None],
+    left: bool = False,
+) -> None:
+    """Fill `scores` for the texts of these numbers."""
+    unique = sorted({texts[n].inputs for n in numbers}, key=len)
     place = {ids: i for i, ids in enumerate(unique)}
     wanted: list[list[tuple[int, Continuation]]] = [[] for _ in unique]
-    for number, text in enumerate(texts):
-        wanted[place[text.inputs]].append((number, text))
-    scores: list[ObjectScore | None] = [None] * len(texts)
+    for number in numbers:
+        wanted[place[texts[number].inputs]].append((number, texts[number]))
     for start in range(0, len(unique), ROWS_PER_FORWARD):
-        batch = lm.batch(unique[start : start + ROWS_PER_FORWARD])
+        batch = lm.batch(unique[start : start + ROWS_PER_FORWARD], left)
+        width = batch.ids.shape[1]
         asked = [
             (row, number, text)
             for row, group in enumerate(wanted[start : start + ROWS_PER_FORWARD])
             for number, text in group
         ]
-        flat = [(row, at) for row, _, text in asked for at in text.positions]
+        flat = [
+            (row, at + (width - len(text.inputs) if left else 0)) for row, _, text in asked for at in text.positions
+        ]
         rows, positions = (torch.tensor(column, device=lm.device) for column in zip(*flat, strict=True))
         logits = lm.logits_at(batch, rows, positions)
         at = 0
@@ -54,7 +87,6 @@ def score_objects(lm: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[O
             length = len(text.object_ids)
             scores[number] = _score(logits[at : at + length], text.object_ids)
             at += length
-    return [score for score in scores if score is not None]
 
 
 def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
@@ -63,7 +95,7 @@ def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
     logp = float((own - logits.logsumexp(-1)).double().mean())
     rank = int((logits[0] > own[0]).sum()) + 1
     choices = logits.argmax(-1)
-    return ObjectScore(logp, rank, tuple(choices.tolist()), float((choices == labels).float().mean()))
+    return ObjectScore(logp, rank, ids, tuple(choices.tolist()), float((choices == labels).float().mean()))
 
 
 @dataclass(frozen=True)
@@ -84,8 +116,13 @@ def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenC
 
 
 @torch.no_grad()
-def text_perplexities(lm: LanguageModel, texts: Sequence[str], texts_per_forward: int = 32) -> list[float]:
-    """Exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1)."""
+def text_perplexities(
+    lm: LanguageModel, texts: Sequence[str], terms: str = "T-1", texts_per_forward: int = 32
+) -> list[float]:
+    """Exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1).
+
+    terms "T": the sum is divided by T, as the published code does.
+    """
     rows = [lm.tokenizer(text)["input_ids"][: lm.context] for text in texts]
     out: list[float] = []
     for start in range(0, len(rows), texts_per_forward):
@@ -95,7 +132,7 @@ def text_perplexities(lm: LanguageModel, texts: Sequence[str], texts_per_forward
             lm.logits_at(batch, index, at), batch.ids[index, at + 1], reduction="none"
         ).double()
         total = torch.zeros(len(batch.ids), dtype=torch.float64, device=lm.device).index_add(0, index, losses)
-        out += (total / (batch.lengths - 1)).exp().tolist()
+        out += (total / (batch.lengths - int(terms == "T-1"))).exp().tolist()
     return out
 
 

@@ -4,7 +4,9 @@ UnderEdit and OverEdit as in Baghel et al. 2025 (https://arxiv.org/abs/2503.1189
 lost when it was answered correctly before and is not any more, or now prefers the new object.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -36,7 +38,43 @@ def lost_neighbors(now: pd.DataFrame, before: pd.DataFrame) -> pd.Series:
 
 def judge(now: pd.DataFrame, before: pd.DataFrame, collapse_now: float, collapse_before: float) -> Verdict:
     """The verdict on one case. now, before: that case's probe rows, in the same order."""
-    edit, first = now[now["kind"] == "edit"].iloc[0], before[before["kind"] == "edit"].iloc[0]
+    lost = tuple(now["prompt"][lost_neighbors(now, before)])
+    edit, first = (table[table["kind"] == "edit"].iloc[0].to_dict() for table in (now, before))
+    return _judge(edit, first, lost, int((now["kind"] == "neighbor").sum()), collapse_now, collapse_before)
+
+
+def judge_all(
+    now: pd.DataFrame, before: pd.DataFrame, collapse_now: float, collapse_before: float
+) -> dict[int | str, Verdict]:
+    """The verdict on every case, in the tables' order. now, before: probe rows of all cases, in the same order."""
+    lost: dict[int | str, list[str]] = {}
+    gone = now[lost_neighbors(now, before).to_numpy()]
+    for case, prompt in zip(gone["case_id"], gone["prompt"], strict=True):
+        lost.setdefault(case, []).append(prompt)
+    asked = now["case_id"][now["kind"] == "neighbor"].value_counts().to_dict()
+    edits, firsts = (table[table["kind"] == "edit"].to_dict("records") for table in (now, before))
+    return {
+        edit["case_id"]: _judge(
+            edit,
+            first,
+            tuple(lost.get(edit["case_id"], ())),
+            int(asked.get(edit["case_id"], 0)),
+            collapse_now,
+            collapse_before,
+        )
+        for edit, first in zip(edits, firsts, strict=True)
+    }
+
+
+def _judge(
+    edit: Mapping[str, Any],
+    first: Mapping[str, Any],
+    lost: tuple[str, ...],
+    neighbors: int,
+    collapse_now: float,
+    collapse_before: float,
+) -> Verdict:
+    """From the edit prompt's row after and before, the lost neighbors, and how many there are."""
     if not collapse_now < COLLAPSE_FACTOR * collapse_before:
         return Verdict(
             ("collapsed",),
@@ -47,29 +85,25 @@ def judge(now: pd.DataFrame, before: pd.DataFrame, collapse_now: float, collapse
             ("undecidable",),
             f"The model already answered “{edit['target_new']}” before the edit; choose another new object.",
         )
-    states, reasons = [], [_under(edit)] if _under(edit) else []
-    if reasons:
-        states.append("UnderEdit")
-    lost = tuple(now["prompt"][lost_neighbors(now, before)])
+    under = _under(edit)
+    states, reasons = (["UnderEdit"], [under]) if under else ([], [])
     if lost:
         states.append("OverEdit")
         named = "; ".join(f"“{prompt}”" for prompt in lost[:3])
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-        reasons.append(f"{len(lost)} of {int((now['kind'] == 'neighbor').sum())} neighbors changed: {named}{more}.")
+        reasons.append(f"{len(lost)} of {neighbors} neighbors changed: {named}{more}.")
     if not states:
-        kept = int((now["kind"] == "neighbor").sum())
-        counted = "the one neighbor" if kept == 1 else f"all {kept} neighbors"
-        tail = f", and {counted} kept their answer" if kept else "; no neighbors were given to check"
+        counted = "the one neighbor" if neighbors == 1 else f"all {neighbors} neighbors"
+        tail = f", and {counted} kept their answer" if neighbors else "; no neighbors were given to check"
         return Verdict(
             ("edited",), f"“{edit['target_new']}” is now the first answer with p = {edit['p_new']:.3g}{tail}."
         )
     if states == ["OverEdit"]:
         reasons.insert(0, f"“{edit['target_new']}” is now the first answer with p = {edit['p_new']:.3g}, but")
-        return Verdict(("OverEdit",), " ".join(reasons), lost)
     return Verdict(tuple(states), " ".join(reasons), lost)
 
 
-def _under(edit: pd.Series) -> str:
+def _under(edit: Mapping[str, Any]) -> str:
     """Why the edit prompt is under-edited; empty when it is not."""
     new, old = edit["target_new"], edit["target_true"]
     if edit["p_new"] <= edit["p_true"]:

@@ -97,14 +97,14 @@ class LanguageModel:
         logits: Tensor = self.head(chosen).float()
         return logits
 
-    def batch(self, rows: Sequence[Sequence[int]]) -> Batch:
-        """Right-pad token rows on the model's device."""
+    def batch(self, rows: Sequence[Sequence[int]], left: bool = False) -> Batch:
+        """Pad token rows on the model's device, on the right unless `left`."""
         longest = max(len(row) for row in rows)
         if longest > self.context:
             raise BadRequest(
                 f"A prompt takes {longest} tokens, {self.name} reads at most {self.context}; shorten the prompt."
             )
-        return pad(rows, self.device)
+        return pad(rows, self.device, left)
 
     def check_text(self, text: str) -> None:
         """BadRequest when the model never saw letters like these while training."""

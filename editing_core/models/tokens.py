@@ -15,10 +15,14 @@ from transformers import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Continuation:
-    """A prompt with an object behind it. ids: all tokens; the object's start at `start`."""
+    """A prompt with an object behind it. ids: all tokens; the object's start at `start`.
+
+    fed: what the model reads where that is not simply all tokens but the last.
+    """
 
     ids: tuple[int, ...]
     start: int
+    fed: tuple[int, ...] = ()
 
     @property
     def object_ids(self) -> tuple[int, ...]:
@@ -28,7 +32,7 @@ class Continuation:
     @property
     def inputs(self) -> tuple[int, ...]:
         """What the model reads: all but the last token."""
-        return self.ids[:-1]
+        return self.fed or self.ids[:-1]
 
     @property
     def positions(self) -> range:
@@ -36,8 +40,13 @@ class Continuation:
         return range(self.start - 1, len(self.ids) - 1)
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Continuation:
-    """Encode `prompt + " " + answer`; the object starts where the prompt's own encoding ends."""
+def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, objects: str = "joined") -> Continuation:
+    """Encode `prompt + " " + answer`; the object starts where the prompt's own encoding ends.
+
+    objects "alone": as the published code does, see `_alone`.
+    """
+    if objects == "alone":
+        return _alone(tokenizer, prompt, answer)
     prompt = prompt.rstrip(" ")
     base = tokenizer(prompt)["input_ids"]
     full = tokenizer(f"{prompt} {answer}")["input_ids"]
@@ -46,6 +55,19 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -
     while start < min(len(base), len(full) - 1) and base[start] == full[start]:
         start += 1
     return Continuation(tuple(full), max(1, start))
+
+
+def _alone(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Continuation:
+    """The object's ids from encoding " answer" alone, its labels on the last positions of the text.
+
+    On SentencePiece tokenizers this makes a stray space token the first label, one position too early.
+    """
+    ids = list(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
+    if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.unk_token_id):
+        ids = ids[1:]
+    inputs = tokenizer(prompt + str(tokenizer.decode(ids[:-1])))["input_ids"]
+    start = len(inputs) + 1 - len(ids)
+    return Continuation((*inputs[:start], *ids), start, tuple(inputs))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
@@ -68,18 +90,22 @@ def subject_last(tokenizer: PreTrainedTokenizerBase, template: str, subject: str
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Right-padded rows. ids, mask: (rows, tokens); lengths: (rows,)."""
+    """Padded rows. ids, mask: (rows, tokens); lengths: (rows,) of the rows themselves."""
 
     ids: Tensor
     mask: Tensor
     lengths: Tensor
 
 
-def pad(rows: Sequence[Sequence[int]], device: torch.device | str) -> Batch:
-    """Stack token rows of different lengths. The padding id is arbitrary: the mask hides it."""
+def pad(rows: Sequence[Sequence[int]], device: torch.device | str, left: bool = False) -> Batch:
+    """Stack token rows of different lengths. The padding id is arbitrary: the mask hides it.
+
+    left: rows end together; positions then count the padding, which models with learned positions notice.
+    """
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+        where = slice(ids.shape[1] - len(row), None) if left else slice(0, len(row))
+        ids[i, where], mask[i, where] = torch.tensor(row), 1
     return Batch(ids.to(device), mask.to(device), lengths.to(device))

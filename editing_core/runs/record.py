@@ -10,24 +10,31 @@ from typing import Any
 
 import pandas as pd
 
-from editing_core.editors.iterative import StopSettings
-from editing_core.editors.settings import Settings
+from editing_core.conventions import CLEAN, Conventions
+from editing_core.editors.assist import Assist
+from editing_core.editors.stopping import Decision, StopSettings, every_rule
 from editing_core.errors import BadRequest
 from editing_core.evaluation.verdict import Verdict, judge
 from editing_core.models.delta import Proof, WeightDelta
+from editing_core.settings import Settings
 from editing_core.types import EditRequest
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
 class EditPlan:
-    """What is done to the requests: editor, its settings, when to stop, the seed of all randomness."""
+    """What is done to the requests: editor, its settings, when to stop, the seed of all randomness.
+
+    assist: how neighbors and statistics of subjects take part. conventions: how it is measured.
+    """
 
     editor: str
     settings: Settings
     stop: StopSettings = field(default_factory=StopSettings)
     seed: int = 0
+    assist: Assist = field(default_factory=Assist)
+    conventions: Conventions = CLEAN
 
 
 def versions() -> dict[str, str]:
@@ -46,8 +53,9 @@ class RunResult:
     """Everything one run found.
 
     iterations: one row per k from 0 (unedited), metric columns as in `evaluation.metrics.CARDS`.
-    probes: one row per k and probe. cases: one row per k >= 1 and record (p_optimised, p_spread, steps,
-    norm, clamped). deltas, proofs, histories: one entry per k >= 1; a delta is the whole edit up to k.
+    probes: one row per k and probe. cases: one row per k >= 1 and record, see `evaluation.cases`, with
+    p_optimised, p_spread, steps, norm, clamped. deltas, proofs, histories: one entry per k >= 1; a delta is the
+    whole edit up to k. decision: which k is the result, by which rule, and why.
     """
 
     plan: EditPlan
@@ -61,8 +69,7 @@ class RunResult:
     deltas: tuple[WeightDelta, ...]
     proofs: tuple[tuple[Proof, ...], ...]
     histories: tuple[tuple[dict[str, float], ...], ...]
-    stopped: str
-    converged: bool
+    decision: Decision
     seconds: float
     edit_seconds: float
     notes: tuple[str, ...] = ()
@@ -72,8 +79,23 @@ class RunResult:
 
     @property
     def last(self) -> int:
-        """The last finished iteration; 0 when none finished."""
+        """The last finished iteration."""
         return len(self.deltas)
+
+    @property
+    def chosen(self) -> int:
+        """The iteration that is the result: the last one, unless a rule or a guard went back."""
+        return self.decision.k
+
+    @property
+    def stopped(self) -> str:
+        """Why the iterations ended, in one sentence."""
+        return self.decision.reason
+
+    @property
+    def converged(self) -> bool:
+        """Whether the plan's rule fired."""
+        return self.decision.rule == self.plan.stop.stop
 
     def delta_at(self, k: int) -> WeightDelta:
         """The whole edit after iteration k; empty for k = 0."""
@@ -94,13 +116,19 @@ class RunResult:
         return here.reset_index(drop=True)
 
     def verdict(self, case_id: int | str | None = None, k: int | None = None) -> Verdict:
-        """The verdict on one case (the first one) after iteration k (the last one)."""
+        """The verdict on one case (the first one) after iteration k (the chosen one)."""
         case_id = self.requests[0].case_id if case_id is None else case_id
-        k = self.last if k is None else k
+        k = self.chosen if k is None else k
+        if k == 0:
+            return Verdict(("undecidable",), f"The model is unedited. {self.stopped}")
         collapse = self.iterations["collapse_ppl"]
         return judge(
             self.probes_at(k, case_id), self.probes_at(0, case_id), float(collapse.iloc[k]), float(collapse.iloc[0])
         )
+
+    def rules(self) -> dict[str, Decision | None]:
+        """What each stopping rule, and the best score, would have chosen among the finished iterations."""
+        return every_rule(plain_rows(self.iterations), self.plan.stop.tolerance)
 
     def to_json(self) -> dict[str, Any]:
         """One JSON-able object with everything but the weights."""
@@ -116,15 +144,20 @@ class RunResult:
             "editor": self.plan.editor,
             "settings": asdict(self.plan.settings),
             "stop": asdict(self.plan.stop),
+            "assist": asdict(self.plan.assist),
+            "conventions": asdict(self.plan.conventions),
             "seed": self.plan.seed,
+            "chosen": self.chosen,
+            "rule": self.decision.rule,
+            "rules": {name: d.k if d else None for name, d in self.rules().items()},
             "stopped": self.stopped,
             "converged": self.converged,
             "requests": [asdict(request) for request in self.requests],
             "contexts": list(self.contexts),
-            "iterations": _rows(self.iterations),
-            "probes": _rows(self.probes),
-            "cases": _rows(self.cases),
-            "delta": [asdict(proof) for proof in (self.proofs[-1] if self.proofs else ())],
+            "iterations": plain_rows(self.iterations),
+            "probes": plain_rows(self.probes),
+            "cases": plain_rows(self.cases),
+            "delta": [asdict(proof) for proof in (self.proofs[self.chosen - 1] if self.chosen else ())],
             "histories": [list(history) for history in self.histories],
             "notes": list(self.notes),
             "seconds": self.seconds,
@@ -133,7 +166,7 @@ class RunResult:
         }
 
 
-def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows with plain Python values and None for missing ones (JSON knows no NaN)."""
 
     def plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from editing_core import cli
+from editing_core import cli, cli_plan
 from editing_core.data.examples import load_examples
 from editing_core.editors.steps.covariance import Corpus
 from editing_core.models.catalog import CATALOG
@@ -25,8 +25,10 @@ COLUMNS = [
 @pytest.fixture(autouse=True)
 def _loaded(pocket, monkeypatch):
     """The bundled model is loaded once, not once per command."""
-    load = cli.load_model
-    monkeypatch.setattr(cli, "load_model", lambda name, *more: pocket if name == pocket.name else load(name, *more))
+    load = cli_plan.load_model
+    monkeypatch.setattr(
+        cli_plan, "load_model", lambda name, *more: pocket if name == pocket.name else load(name, *more)
+    )
 
 
 def edit(**changes):
@@ -187,11 +189,16 @@ def test_bench_writes_tables(capsys, tmp_path):
         str(out),
     ]
     assert cli.run(["bench", *arguments]) == 0
-    assert {p.name for p in out.iterdir()} == {"iterations.csv", "probes.parquet", "delta.safetensors", "summary.json"}
+    names = {"iterations.csv", "probes.parquet", "cases.csv", "delta.safetensors", "summary.json"}
+    assert {p.name for p in out.iterdir()} == names
     table = pd.read_csv(out / "iterations.csv")
-    assert list(table.columns) == COLUMNS
+    assert list(table.columns)[: len(COLUMNS)] == COLUMNS
+    assert {"protocol", "editor", "assist", "model", "n_edits", "efficacy_success_se"} <= set(table.columns)
     assert table["k"].tolist() == [0, 1, 2]
-    assert table["ppl_spread"].notna().tolist() == [False, True, True]
+    assert table["ppl_optimised"].notna().tolist() == [False, True, True]
+    cases = pd.read_csv(out / "cases.csv")
+    assert sorted(cases["k"]) == [1, 1, 1, 2, 2, 2]
+    assert cases["reason"].str.len().min() > 10
     probes = pd.read_parquet(out / "probes.parquet")
     assert probes["case_id"].nunique() == 3
     assert set(probes["k"]) == {0, 1, 2}

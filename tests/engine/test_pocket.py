@@ -10,9 +10,9 @@ import torch
 
 from editing_core import paths
 from editing_core.data.datasets import load_dataset, sample
-from editing_core.editors.iterative import StopSettings
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, Cancelled, UnknownName
-from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.metrics import card
 from editing_core.evaluation.scoring import score_objects
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
@@ -42,7 +42,7 @@ def knowledge(pocket):
 
 @pytest.fixture(scope="module")
 def request_() -> EditRequest:
-    return sample(load_dataset("pocket-facts"), 1, seed=4)[0]
+    return sample(load_dataset("pocket-facts"), 1, trial=4)[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_facts_sit_at_the_subject_in_the_early_blocks(pocket, knowledge):
 
 
 def test_benchmark_records_are_known_and_not_yet_edited(pocket):
-    for request in sample(load_dataset("pocket-facts"), 20, seed=2):
+    for request in sample(load_dataset("pocket-facts"), 20, trial=2):
         (true, new) = score_objects(
             pocket, [(request.full_prompt, o) for o in (request.target_true, request.target_new)]
         )
@@ -132,13 +132,14 @@ def test_json_of_a_run(run, request_):
     assert ranks[0] == 1  # no edit moves the first layer's key, so three updates lie along the same one
     assert all(1 <= rank <= 3 for rank in ranks)
     assert all(0 < row["changed"] <= row["total"] for row in record["delta"])
-    assert record["iterations"][0]["ppl_spread"] is None
+    assert record["iterations"][0]["ppl_spread"] > 100 * record["iterations"][3]["ppl_spread"]
+    assert record["iterations"][0]["ppl_optimised"] is None
     assert record["iterations"][0]["specificity_accuracy"] is None
     assert record["seconds"] > record["edit_seconds"] > 0
 
 
 def test_every_metric_column_has_a_card(run):
-    assert set(run.iterations.columns) == {"k", *CARDS}
+    assert all(card(column) for column in run.iterations.columns if column != "k")
 
 
 def test_perplexities_of_the_table_are_those_of_the_cases(run):
@@ -170,7 +171,7 @@ def test_other_editors_make_the_new_object_the_answer(pocket, request_, editor):
 
 
 def test_several_facts_at_once(pocket):
-    requests = sample(load_dataset("pocket-facts"), 4, seed=7)
+    requests = sample(load_dataset("pocket-facts"), 4, trial=7)
     result = run_edit(pocket, requests, plan(iterations=2))
     assert result.iterations["efficacy_accuracy"].iloc[-1] >= 75
     assert set(result.cases["case_id"]) == {r.case_id for r in requests}

@@ -7,7 +7,7 @@ import pytest
 
 from editing_core.cli import run
 from editing_core.data.examples import example
-from editing_core.editors.iterative import StopSettings
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan

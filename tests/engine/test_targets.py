@@ -9,8 +9,7 @@ import torch
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps import targets as module
-from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.rows import RowTensors, kl_row, log_perplexity, rewriting_rows
+from editing_core.editors.steps.rows import Objective, RowTensors, kl_row, log_perplexity
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.hooks import steering
 from editing_core.types import EditRequest
@@ -26,7 +25,7 @@ def three(requests_):
 
 
 def run(lm, requests, contexts, settings=SETTINGS, sites=None, **more):
-    return optimise_targets(lm, requests, contexts, sites or [lm.architecture.block(1)], settings, **more)
+    return optimise_targets(lm, requests, Objective(contexts), sites or [lm.architecture.block(1)], settings, **more)
 
 
 def relative(a, b):
@@ -89,7 +88,7 @@ def test_a_finished_record_keeps_the_shift_it_was_judged_by(tiny_lm, requests_, 
     settings = replace(SETTINGS, stop_below=(curve[3] + curve[4]) / 2)
     found = run(tiny_lm, requests_, contexts, settings)
     for i, request in enumerate(requests_):
-        rows = RowTensors.of(tiny_lm, rewriting_rows(tiny_lm, request, 0, contexts))
+        rows = RowTensors.of(tiny_lm, Objective(contexts).rows(tiny_lm, request, 0))
         index = torch.arange(len(rows.subject))
 
         def shift(state, rows=rows, index=index, i=i):
@@ -117,7 +116,9 @@ def test_shift_stays_within_the_clamp(tiny_lm, three, contexts, clamp):
 
 def test_first_step_measures_the_plain_model(tiny_lm, three, contexts):
     found = run(tiny_lm, three, contexts)
-    torch.testing.assert_close(found.log.log_p_initial, log_perplexity(tiny_lm, three, contexts), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.log.log_p_initial, log_perplexity(tiny_lm, three, Objective(contexts))[0], atol=1e-5, rtol=1e-5
+    )
     assert found.log.history[0]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert found.log.history[0]["decay"] == 0.0
 
@@ -126,7 +127,7 @@ def test_log_perplexity_of_the_bare_prompt_is_its_score(tiny_lm, requests_):
     from editing_core.evaluation.scoring import score_objects
 
     expected = [-s.logp for s in score_objects(tiny_lm, [(r.full_prompt, r.target_new) for r in requests_])]
-    assert log_perplexity(tiny_lm, requests_, Contexts()).tolist() == pytest.approx(expected, abs=1e-5)
+    assert log_perplexity(tiny_lm, requests_, Objective())[0].tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_kl_row_ends_with_the_subject(tiny_lm, three):
@@ -160,7 +161,7 @@ def test_a_poisoned_record_leaves_the_others_alone(contexts, requests_, adaptive
     """Its subject's token has undefined numbers in the input embedding; the head is another matrix."""
     lm = tiny_model("llama")
     poisoned = EditRequest(subject="Zanzibar", prompt="{} was born in", target_new="Boston", case_id=9)
-    others = {t for r in requests_ for row in [*rewriting_rows(lm, r, 0, contexts), kl_row(lm, r, 0)] for t in row.ids}
+    others = {t for r in requests_ for row in [*Objective(contexts).rows(lm, r, 0), kl_row(lm, r, 0)] for t in row.ids}
     only = set(lm.tokenizer(" Zanzibar")["input_ids"]) | set(lm.tokenizer("Zanzibar")["input_ids"])
     assert only - others
     with torch.no_grad():

@@ -10,7 +10,7 @@ from components.jobs import Job
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
 from editing_core.data.examples import example
-from editing_core.editors.iterative import StopSettings
+from editing_core.editors.stopping import StopSettings
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import look, run_edit

@@ -4,13 +4,13 @@ from dataclasses import fields
 
 import pytest
 
-from editing_core.editors.iterative import StopSettings
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.pmet import PmetSettings
 from editing_core.editors.rome import RomeSettings
-from editing_core.editors.settings import Settings, default_of
+from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
 from editing_core.registry import EDITORS, editor_row
+from editing_core.settings import Settings, default_of
 
 
 def test_changed_replaces_and_leaves_the_rest():
@@ -85,7 +85,7 @@ def test_choices():
         ({"iterations": 0}, "iterations is 0, allowed are whole numbers from 1 to 10"),
         ({"iterations": 11}, "iterations is 11"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
-        ({"stop": "never"}, "allowed are perplexity, none"),
+        ({"stop": "never"}, "allowed are perplexity, monotone, small-change, none"),
     ],
 )
 def test_stop_settings(changes, message):

@@ -100,6 +100,10 @@ class Covariance:
         eye = torch.eye(len(self.matrix), dtype=self.matrix.dtype, device=self.matrix.device)
         return Covariance(self.matrix + floor * self.matrix.diagonal().mean() * eye, self.tokens)
 
+    def mixed(self, other: "Covariance", own: float, others: float) -> "Covariance":
+        """Own * C + others * C' of another statistic of the same keys."""
+        return Covariance(own * self.matrix + others * other.matrix.to(self.matrix.device), self.tokens + other.tokens)
+
     @cached_property
     def cholesky(self) -> Tensor:
         """Lower factor L with L L^T = C, plus the least jitter that makes C positive definite."""

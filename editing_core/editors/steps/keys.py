@@ -15,7 +15,6 @@ from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.hooks import stopping_after, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import subject_last
-from editing_core.types import EditRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,14 +25,14 @@ class SubjectRows:
     templates: int
 
     @staticmethod
-    def of(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Contexts) -> "SubjectRows":
-        """One row per request and context template."""
+    def of(lm: LanguageModel, places: Sequence[tuple[str, str]], contexts: Contexts) -> "SubjectRows":
+        """One row per place (template, subject) and context template."""
         rows = []
-        for request in requests:
+        for prompt, subject in places:
             for number in range(len(contexts)):
-                template = contexts.prefix(number) + request.prompt
-                last = subject_last(lm.tokenizer, template, request.subject)
-                ids = lm.tokenizer(template.replace("{}", request.subject))["input_ids"]
+                template = contexts.prefix(number) + prompt
+                last = subject_last(lm.tokenizer, template, subject)
+                ids = lm.tokenizer(template.replace("{}", subject))["input_ids"]
                 rows.append(tuple(ids[: last + 1]))
         return SubjectRows(tuple(rows), len(contexts))
 

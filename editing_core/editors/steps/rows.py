@@ -1,16 +1,17 @@
 """The token rows a target optimisation works on: what is fed, what is predicted, where the shift goes.
 
-Each record contributes its rewriting rows (one per context template, new object behind the prompt) and
-one row "SUBJECT is a" for the KL term, cut at the subject because nothing to its right matters there.
-A further term of the objective (say, neighbors) is further rows with a term of their own.
+Each record contributes its rewriting rows (one per context template, new object behind the prompt), one
+row "SUBJECT is a" for the KL term, cut at the subject because nothing to its right matters there, and with
+neighbor assistance one row per edit neighbor, in which the shift stands at the neighbor's own subject.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Batch, continuation, encode, subject_last
@@ -23,7 +24,8 @@ KL_TEMPLATE = "{} is a"
 class Row:
     """One row: ids to feed, record it belongs to, subject's last token, positions and ids to predict.
 
-    weight: the row's share in its record's term; 0 labels make it a row that is only looked at.
+    weight: what the row's mean label loss counts in the objective. share, even: what it counts in the mean
+    over its kind, over all rows. assists: a neighbor's row. Rows without labels are only looked at.
     """
 
     ids: tuple[int, ...]
@@ -32,17 +34,59 @@ class Row:
     positions: tuple[int, ...] = ()
     labels: tuple[int, ...] = ()
     weight: float = 0.0
+    share: float = 0.0
+    even: float = 0.0
+    assists: bool = False
 
 
-def rewriting_rows(lm: LanguageModel, request: EditRequest, record: int, contexts: Contexts) -> list[Row]:
-    """The edit prompt after each context template, continued by the new object; equal shares."""
-    rows = []
-    for number in range(len(contexts)):
-        template = contexts.prefix(number) + request.prompt
-        text = continuation(lm.tokenizer, template.replace("{}", request.subject), request.target_new)
-        subject = subject_last(lm.tokenizer, template, request.subject)
-        rows.append(Row(text.inputs, record, subject, tuple(text.positions), text.object_ids, 1 / len(contexts)))
-    return rows
+@dataclass(frozen=True)
+class Objective:
+    """What a target is optimised for: contexts, assisting neighbors, and how objects are tokenised.
+
+    objects: as in `Conventions.objects`.
+    """
+
+    contexts: Contexts = field(default_factory=Contexts)
+    assist: Assist = field(default_factory=Assist)
+    objects: str = "joined"
+
+    def rows(self, lm: LanguageModel, request: EditRequest, record: int) -> list[Row]:
+        """All rows of a record that have labels: rewriting rows first, the bare prompt the very first."""
+        neighbors = self.neighbors_of(request)
+        n, m = len(self.contexts), len(neighbors)
+        edit, beside = self._weights(m)
+        rows = []
+        for number in range(n):
+            template = self.contexts.prefix(number) + request.prompt
+            row = self._row(lm, template, request.subject, request.target_new, record)
+            rows.append(replace(row, weight=edit, share=1 / n, even=1 / (n + m)))
+        prefix = self.contexts.prefix(1) if self.assist.neighbors == "nap" and n > 1 else ""
+        for template, subject, answer in neighbors:
+            row = self._row(lm, prefix + template, subject, answer, record)
+            # The published code divides a neighbor's summed loss by the length of the new object, not of its own.
+            scale = len(row.labels) / len(rows[0].labels) if self.assist.weighting == "code" else 1.0
+            rows.append(replace(row, weight=beside * scale, share=1 / m, even=1 / (n + m), assists=True))
+        return rows
+
+    def neighbors_of(self, request: EditRequest) -> list[tuple[str, str, str]]:
+        """(template, subject, answer) of the neighbors that take part in the objective."""
+        if self.assist.neighbors == "off":
+            return []
+        return [(*n.place, n.answer) for n in request.edit_neighbors if n.place]
+
+    def _weights(self, neighbors: int) -> tuple[float, float]:
+        """Weight of a rewriting row and of a neighbor's row in the objective."""
+        n, w = len(self.contexts), self.assist.weight
+        if not neighbors:
+            return 1 / n, 0.0
+        if self.assist.weighting == "paper":
+            return 1 / n, w / neighbors
+        return 1 / (n + w * neighbors), w / (n + w * neighbors)
+
+    def _row(self, lm: LanguageModel, template: str, subject: str, answer: str, record: int) -> Row:
+        text = continuation(lm.tokenizer, template.replace("{}", subject), answer, self.objects)
+        at = subject_last(lm.tokenizer, template, subject)
+        return Row(text.inputs, record, at, tuple(text.positions), text.object_ids)
 
 
 def kl_row(lm: LanguageModel, request: EditRequest, record: int) -> Row:
@@ -56,8 +100,9 @@ def kl_row(lm: LanguageModel, request: EditRequest, record: int) -> Row:
 class RowTensors:
     """Rows of several records as tensors, restricted to a subset of records with `of`.
 
-    record, subject: (rows,). label_row, label_at, label_id: (labels,); label_weight: (labels,) so that
-    summing weight * NLL over a record's labels gives its term.
+    record, subject: (rows,). label_row, label_at, label_id: (labels,). label_weight: (labels,) so that summing
+    weight * NLL over a record's labels gives its part of the objective; label_share, label_even: the same for
+    the mean over the row's kind, over all rows; label_assists: whether it stands in a neighbor's row.
     """
 
     batch: Batch
@@ -67,28 +112,36 @@ class RowTensors:
     label_at: Tensor
     label_id: Tensor
     label_weight: Tensor
+    label_share: Tensor
+    label_even: Tensor
+    label_assists: Tensor
 
     @staticmethod
     def of(lm: LanguageModel, rows: Sequence[Row]) -> "RowTensors":
         """Pad and stack; records are numbered as the rows say."""
         labels = [
-            (i, at, label, row.weight / len(row.labels))
+            (i, at, label, row)
             for i, row in enumerate(rows)
             for at, label in zip(row.positions, row.labels, strict=True)
         ]
-        columns = list(zip(*labels, strict=True)) if labels else [(), (), (), ()]
 
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=lm.device)
 
+        def shares(name: str) -> Tensor:
+            return torch.tensor([getattr(row, name) / len(row.labels) for *_, row in labels], device=lm.device)
+
         return RowTensors(
-            lm.batch([row.ids for row in rows]),
-            integers([row.record for row in rows]),
-            integers([row.subject for row in rows]),
-            integers(columns[0]),
-            integers(columns[1]),
-            integers(columns[2]),
-            torch.tensor(columns[3], dtype=torch.float32, device=lm.device),
+            batch=lm.batch([row.ids for row in rows]),
+            record=integers([row.record for row in rows]),
+            subject=integers([row.subject for row in rows]),
+            label_row=integers([i for i, *_ in labels]),
+            label_at=integers([at for _, at, *_ in labels]),
+            label_id=integers([label for _, _, label, _ in labels]),
+            label_weight=shares("weight"),
+            label_share=shares("share"),
+            label_even=shares("even"),
+            label_assists=torch.tensor([row.assists for *_, row in labels], dtype=torch.bool, device=lm.device),
         )
 
     @property
@@ -111,16 +164,29 @@ def per_record(values: Tensor, record: Tensor, count: int) -> Tensor:
 
 @torch.no_grad()
 def log_perplexity(
-    lm: LanguageModel, requests: Sequence[EditRequest], contexts: Contexts, records_per_forward: int = 64
-) -> Tensor:
-    """(n_records,) float64 log-perplexity of the new objects over all rewriting prompts, nothing injected.
+    lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective, records_per_forward: int = 64
+) -> tuple[Tensor, Tensor]:
+    """Log-perplexities with nothing injected, each (n_records,) float64: over rewriting rows, over all rows.
 
-    exp of it is p_i of the UnderEdit paper (arXiv:2503.11895, eq. 4; all templates inside the exponent).
+    exp of the first is p_i of the UnderEdit paper (arXiv:2503.11895, eq. 4; all templates inside the
+    exponent); the second takes the assisting neighbors' rows in, as the published code does.
     """
-    parts = []
+    edit, every = [], []
     for start in range(0, len(requests), records_per_forward):
         some = requests[start : start + records_per_forward]
-        rows = RowTensors.of(lm, [row for i, r in enumerate(some) for row in rewriting_rows(lm, r, i, contexts)])
+        rows = RowTensors.of(lm, [row for i, r in enumerate(some) for row in objective.rows(lm, r, i)])
         losses, _ = nll(lm, rows)
-        parts.append(per_record((losses * rows.label_weight).double(), rows.label_record, len(some)))
-    return torch.cat(parts).cpu()
+        found = row_means(losses, rows, rows.label_record, len(some))
+        edit.append(found[0].cpu())
+        every.append(found[1].cpu())
+    return torch.cat(edit), torch.cat(every)
+
+
+def row_means(losses: Tensor, rows: RowTensors, record: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(count,) float64 mean NLL per record over its rewriting rows, and over all its rows alike.
+
+    losses, record: (labels,).
+    """
+    values = losses.detach().double()
+    edit = per_record(values * rows.label_share * ~rows.label_assists, record, count)
+    return edit, per_record(values * rows.label_even, record, count)

@@ -9,6 +9,7 @@ the right factor is L^-T Y (I + Y^T Y)^-1 / sqrt(lambda). Everything in float64.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,37 +17,71 @@ from torch import Tensor
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, keys_of, states_at_subject
+from editing_core.editors.steps.rows import Objective
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
 
 
-def ridge_factor(keys: Tensor, cholesky: Tensor, weight: float, slack: float = 1.0) -> Tensor:
+def ridge_factor(keys: Tensor, cholesky: Tensor, weight: float, slack: float | Tensor = 1.0) -> Tensor:
     """(d_in, n) factor A such that `residuals @ A.T` is the ridge solution.
 
-    keys: (d_in, n). cholesky: (d_in, d_in) lower factor of C. weight: lambda. slack 1 is MEMIT; 0 would
-    meet the targets exactly (EMMET, arXiv:2403.14236).
+    keys: (d_in, n). cholesky: (d_in, d_in) lower factor of C. weight: lambda. slack: per key how much of its
+    target may be missed; 1 is MEMIT, 0 meets the target exactly (EMMET, arXiv:2403.14236).
     """
     whitened = torch.linalg.solve_triangular(cholesky, keys, upper=False) / weight**0.5
     gram = whitened.T @ whitened
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    small = torch.linalg.solve(slack * eye + gram, whitened.T).T
+    slacks = torch.as_tensor(slack, dtype=gram.dtype, device=gram.device).expand(len(gram))
+    system = gram + slacks.diag()
+    if bool((slacks > 0).all()):
+        small = torch.linalg.solve(system, whitened.T).T
+    else:  # equal keys without slack: the least of all solutions
+        small = whitened @ torch.linalg.pinv(system, hermitian=True)
     factor: Tensor = torch.linalg.solve_triangular(cholesky.T, small, upper=True) / weight**0.5
     return factor
+
+
+class Solver(Protocol):
+    """Closed form of one layer: keys to write (d_in, n) and keys to protect (d_in, m) -> factor (d_in, n)."""
+
+    def __call__(self, layer: int, keys: Tensor, protected: Tensor) -> Tensor:
+        """The factor A such that the update is `residuals @ A.T`."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Ridge:
+    """MEMIT's closed form, with protected keys as extra columns that ask for no change.
+
+    Protecting with strength mu is the same as replacing lambda C by lambda C + mu K' K'^T.
+    """
+
+    covariances: Mapping[int, Covariance]
+    weight: float
+    slack: float = 1.0
+    protection: float = 1.0
+
+    def __call__(self, layer: int, keys: Tensor, protected: Tensor) -> Tensor:
+        """(d_in, n) as `ridge_factor`."""
+        cholesky = self.covariances[layer].cholesky.to(keys.device)
+        slack = torch.ones(keys.shape[1] + protected.shape[1], dtype=keys.dtype)
+        slack[: keys.shape[1]] = self.slack
+        stacked = torch.cat([keys, self.protection**0.5 * protected], dim=1)
+        return ridge_factor(stacked, cholesky, self.weight, slack)[:, : keys.shape[1]]
 
 
 @dataclass(frozen=True, eq=False)
 class Spread:
     """How targets are written.
 
-    site: the module whose output at the subject the targets are wanted. covariances: per layer to change.
-    weight: lambda. share: what the residual is divided by when so many layers remain, this one included.
+    site: the module whose output at the subject the targets are wanted. layers: to change. solve: the closed
+    form. share: what the residual is divided by when so many layers remain, this one included.
     """
 
     site: str
-    contexts: Contexts
-    covariances: Mapping[int, Covariance]
-    weight: float
+    objective: Objective
+    layers: Sequence[int]
+    solve: Solver
     share: Callable[[int], float]
 
     def write(
@@ -56,19 +91,27 @@ class Spread:
 
         Keys and residuals are measured anew at every layer, with the layers below already changed.
         """
-        bare = SubjectRows.of(lm, requests, Contexts())
-        rows = SubjectRows.of(lm, requests, self.contexts)
+        places, contexts = [r.place for r in requests], self.objective.contexts
+        bare = SubjectRows.of(lm, places, Contexts())
+        rows = SubjectRows.of(lm, places, contexts)
+        beside = SubjectRows.of(lm, self._protected(requests), Contexts())
         total = WeightDelta()
-        layers = sorted(self.covariances)
+        layers = sorted(self.layers)
         with ExitStack() as stack:
             for i, layer in enumerate(layers):
                 watch(Step("spread", i + 1, len(layers), note=f"layer {layer}"))
-                keys = keys_of(lm, rows, self.contexts, layer)
+                keys = keys_of(lm, rows, contexts, layer)
+                protected = keys_of(lm, beside, Contexts(), layer) if beside.ids else keys[:, :0]
                 residual = targets.double() - states_at_subject(lm, bare, self.site)[:, 0]
                 left = (residual / self.share(len(layers) - i)).T  # (d, n)
-                cholesky = self.covariances[layer].cholesky.to(keys.device)
-                right = ridge_factor(keys, cholesky, self.weight).T  # (n, d_in)
+                right = self.solve(layer, keys, protected).T  # (n, d_in)
                 piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
                 stack.enter_context(piece.applied(lm.model))
                 total += piece
         return total
+
+    def _protected(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
+        """Where the keys to protect are: the edit neighbors', each once."""
+        if not self.objective.assist.keys:
+            return []
+        return list(dict.fromkeys(n.place for r in requests for n in r.edit_neighbors if n.place))

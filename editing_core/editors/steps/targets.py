@@ -5,6 +5,8 @@ clamps and stops are per record, and a finished record leaves the batch. Rows 5.
 specification: ROME (arXiv:2202.05262), MEMIT (2210.07229), PMET (2308.08742).
 
     loss = nu * NLL + kl_factor * KL(shifted || unshifted) + decay * |delta| / |anchor|^2
+
+NLL is over the new object's rows, and with neighbor assistance over the edit neighbors' rows too.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +17,7 @@ from torch import Tensor
 
 from editing_core.editors.base import TargetLog
 from editing_core.editors.settings import TargetSettings
-from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.rows import Row, RowTensors, kl_row, per_record, rewriting_rows
+from editing_core.editors.steps.rows import Objective, Row, RowTensors, kl_row, per_record, row_means
 from editing_core.models.hooks import steering, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.replay import Replay
@@ -38,7 +39,7 @@ class Targets:
 def optimise_targets(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
-    contexts: Contexts,
+    objective: Objective,
     sites: Sequence[str],
     settings: TargetSettings,
     watch: Watch = ignore,
@@ -51,9 +52,9 @@ def optimise_targets(
     stops a record as soon as kl_factor * KL <= 0.01.
     """
     parts, done = [], 0
-    for chunk in _chunks(lm, requests, contexts):
+    for chunk in _chunks(lm, requests, objective):
         told = _noting(watch, f"facts {done + 1}-{done + len(chunk)} of {len(requests)}")
-        parts.append(_Problem(lm, chunk, contexts, sites, settings, adaptive).solve(told))
+        parts.append(_Problem(lm, chunk, objective, sites, settings, adaptive).solve(told))
         done += len(chunk)
     return Targets(
         {site: torch.cat([p.values[site] for p in parts]) for site in sites},
@@ -66,12 +67,12 @@ def _noting(watch: Watch, note: str) -> Watch:
     return lambda step: watch(replace(step, note=note))
 
 
-def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], contexts: Contexts) -> list[list[EditRequest]]:
-    """Requests in runs whose rewriting rows stay below the token budget, in order."""
+def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> list[list[EditRequest]]:
+    """Requests in runs whose rows stay below the token budget, in order."""
     chunks: list[list[EditRequest]] = [[]]
     used = 0
     for request in requests:
-        cost = sum(len(row.ids) for row in rewriting_rows(lm, request, 0, contexts))
+        cost = sum(len(row.ids) for row in objective.rows(lm, request, 0))
         if chunks[-1] and used + cost > TOKENS_PER_BATCH:
             chunks.append([])
             used = 0
@@ -87,16 +88,14 @@ class _Problem:
         self,
         lm: LanguageModel,
         requests: Sequence[EditRequest],
-        contexts: Contexts,
+        objective: Objective,
         sites: Sequence[str],
         settings: TargetSettings,
         adaptive: bool,
     ) -> None:
         self.lm, self.sites, self.settings, self.adaptive = lm, tuple(sites), settings, adaptive
         self.count = len(requests)
-        self.rows: list[list[Row]] = [
-            [*rewriting_rows(lm, r, i, contexts), kl_row(lm, r, i)] for i, r in enumerate(requests)
-        ]
+        self.rows: list[list[Row]] = [[*objective.rows(lm, r, i), kl_row(lm, r, i)] for i, r in enumerate(requests)]
         self.active = torch.arange(self.count, device=lm.device)
         self.replay = Replay(lm, self.sites)
 
@@ -108,11 +107,12 @@ class _Problem:
         for number in range(s.steps):
             with torch.enable_grad():
                 terms, right = self._terms()
-                loss = self.factor * terms["target"] + terms["kl"] + terms["decay"]
-            log_p = terms["target"].detach()
-            self.log_p_final[self.active] = log_p
+                loss = self.factor * terms.pop("nll") + terms["kl"] + terms["decay"]
+            self.log_p_final[self.active] = terms["target"]
+            self.log_p_all[self.active] = terms.pop("all")
+            self.last_factor[self.active] = self.factor
             if number == 0:
-                self.log_p_initial[:] = log_p
+                self.log_p_initial[:] = terms["target"]
             last = {name: value.detach() for name, value in terms.items()}
             history.append({name: float(value.mean()) for name, value in last.items()})
             watch(Step("optimise", number + 1, s.steps, terms=history[-1]))
@@ -136,6 +136,7 @@ class _Problem:
         self.record = renumber
         self.identity = torch.tensor([i for i, row in enumerate(rows) if row is self.rows[row.record][0]])
         self.kl_rows = torch.tensor([i for i, row in enumerate(rows) if not row.labels])
+        self.assisted = any(row.assists for row in rows)
         if first:
             self._start()
 
@@ -156,7 +157,8 @@ class _Problem:
         self.moment1, self.moment2 = torch.zeros_like(self.anchor), torch.zeros_like(self.anchor)
         self.factor = torch.ones(self.count, device=self.lm.device)
         n, device = self.count, self.lm.device
-        self.log_p_initial, self.log_p_final = (torch.zeros(n, dtype=torch.float32, device=device) for _ in range(2))
+        self.log_p_initial, self.log_p_final, self.log_p_all = torch.zeros(3, n, dtype=torch.float64, device=device)
+        self.last_factor = torch.ones(n, dtype=torch.float32, device=device)
         self.steps = torch.zeros(n, dtype=torch.long, device=device)
         self.finite = torch.ones(n, dtype=torch.bool, device=device)
         self.result, self.anchors = torch.zeros_like(self.anchor), self.anchor.clone()
@@ -180,16 +182,21 @@ class _Problem:
         logits = self.lm.head(hidden[t.label_row, t.label_at]).float()
         losses = torch.nn.functional.cross_entropy(logits, t.label_id, reduction="none")
         owner = self.record[t.label_row]
+        edit, every = row_means(losses, t, owner, n)
         wrong = per_record((logits.detach().argmax(-1) != t.label_id).float(), owner, n)
         after = self._kl_logits(hidden).log_softmax(-1)
         kl = (after.exp() * (after - self.kl_before)).sum(-1)
         # A norm whose gradient at zero is zero, also where a row is exactly zero.
         norm = torch.where(self.delta.abs().sum(-1) > 0, self.delta.norm(dim=-1), torch.zeros_like(self.anchor_norm))
         terms = {
-            "target": per_record(losses * t.label_weight, owner, n),
+            "nll": per_record(losses * t.label_weight, owner, n),
+            "target": edit,
+            "all": every,
             "kl": self.settings.kl_factor * kl,
             "decay": self.settings.decay * (norm / self.anchor_norm**2).sum(0),
         }
+        if self.assisted:
+            terms["neighbor"] = per_record(losses.detach() * t.label_share * t.label_assists, owner, n)
         return terms, wrong == 0
 
     def _kl_logits(self, hidden: Tensor) -> Tensor:
@@ -240,8 +247,10 @@ class _Problem:
         norms = self.result.norm(dim=-1)
         clamped = (norms >= self.settings.clamp * self.anchors.norm(dim=-1) * (1 - 1e-4)).any(0)
         log = TargetLog(
-            self.log_p_initial.double().cpu(),
-            self.log_p_final.double().cpu(),
+            self.log_p_initial.cpu(),
+            self.log_p_final.cpu(),
+            self.log_p_all.cpu(),
+            self.last_factor.cpu(),
             self.steps.cpu(),
             norms.norm(dim=0).cpu(),
             clamped.cpu(),

@@ -1,0 +1,83 @@
+"""What a benchmark leaves on disk: tables, the edit itself, and a summary with all that decided the numbers."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from editing_core.editors.stopping import every_rule
+from editing_core.models.language_model import LanguageModel
+from editing_core.protocols import Benchmark
+from editing_core.runs.export import write_text
+from editing_core.runs.record import SCHEMA, plain_rows, versions
+
+
+def write_benchmark(
+    result: Benchmark, folder: Path, lm: LanguageModel, told: Mapping[str, Any], beside: pd.DataFrame | None = None
+) -> None:
+    """Write iterations.csv (one row per k), probes.parquet, cases.csv and summary.json into a folder.
+
+    Where there are any, also delta.safetensors, checkpoints.csv and beside_paper.csv. told: what the caller knows
+    of data set and trial.
+    """
+    named = {
+        "model": lm.name,
+        "editor": result.plan.editor,
+        "assist": result.plan.assist.name or "off",
+        "protocol": result.protocol.label,
+        "preset": told.get("preset", ""),
+        "n_edits": len(result.requests),
+    }
+    write_text(folder / "iterations.csv", result.iterations.assign(**named).to_csv(index=False))
+    write_text(folder / "cases.csv", result.cases.to_csv(index=False))
+    part = folder / "probes.parquet.part"
+    result.probes.to_parquet(part, index=False)
+    os.replace(part, folder / "probes.parquet")
+    if result.delta is not None:
+        result.delta.save(folder / "delta.safetensors")
+    for name, table in (("checkpoints.csv", result.checkpoints), ("beside_paper.csv", beside)):
+        if table is not None:
+            write_text(folder / name, table.to_csv(index=False))
+    write_text(folder / "summary.json", json.dumps(summary(result, lm, told), indent=1))
+
+
+def summary(result: Benchmark, lm: LanguageModel, told: Mapping[str, Any]) -> dict[str, Any]:
+    """What ran, on what, under which protocol and conventions, how it ended, and its final row."""
+    rows = plain_rows(result.iterations)
+    last = {key: value for key, value in rows[result.chosen].items() if value is not None}
+    single = len(result.stops) == 1
+    rules = every_rule(rows, result.plan.stop.tolerance) if single else {}
+    return {
+        "schema": SCHEMA,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        **told,
+        "n_edits": len(result.requests),
+        "known_before": result.known,
+        "model": lm.name,
+        "revision": lm.revision,
+        "editor": result.plan.editor,
+        "settings": asdict(result.plan.settings),
+        "assist": asdict(result.plan.assist),
+        "conventions": asdict(result.plan.conventions),
+        "stop": asdict(result.plan.stop),
+        "seed": result.plan.seed,
+        "protocol": asdict(result.protocol),
+        "chosen": result.chosen,
+        "stopped": result.stopped,
+        "converged": single and result.stops[0]["rule"] == result.plan.stop.stop,
+        "rules": {name: decision.k if decision else None for name, decision in rules.items()},
+        "verdicts": result.states,
+        "last": last,
+        "stops": [dict(stop) for stop in result.stops],
+        "contexts": list(result.contexts),
+        "delta": [asdict(p) for p in result.delta.proofs(lm.model)] if result.delta is not None else [],
+        "notes": list(result.notes),
+        "seconds": result.seconds,
+        "edit_seconds": result.edit_seconds,
+        "versions": versions(),
+    }

@@ -1,0 +1,181 @@
+"""`editscope bench` and `editscope eligible`: whole data sets instead of single facts."""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from editing_core import cli_plan
+from editing_core.benchmark_files import write_benchmark
+from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, progress, read_plan
+from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
+from editing_core.data.table import write_requests
+from editing_core.data.texts import read_texts
+from editing_core.errors import BadRequest
+from editing_core.evaluation.consistency import bundled_references, read_references
+from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
+from editing_core.evaluation.evaluator import Evaluator
+from editing_core.evaluation.generation import generation_metrics
+from editing_core.evaluation.reference import compare
+from editing_core.models.delta import WeightDelta
+from editing_core.models.language_model import LanguageModel
+from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, run_benchmark
+from editing_core.types import EditRequest
+
+Rejected = tuple[EditRequest, str]
+
+
+def add(commands: Any) -> None:
+    """Both commands."""
+    bench = commands.add_parser("bench", help="edit records of a data set and write tables")
+    _add_records(bench)
+    bench.add_argument("--protocol", choices=PROTOCOLS, default="batch")
+    bench.add_argument("--chunk", type=int, default=1, metavar="B", help="records per chunk, sequential only")
+    bench.add_argument("--eligible", action="store_true", help="only records with eligible neighbors, and only those")
+    bench.add_argument("--texts", type=Path, metavar="FILE", help="texts of the collapse perplexity, such as ME-PPL-50")
+    bench.add_argument("--generate", action="store_true", help="also fluency and consistency of generated texts")
+    bench.add_argument("--references", type=Path, metavar="FILE", help="attribute snippets for consistency")
+    bench.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_plan(bench, iterations=10)
+    bench.set_defaults(command=_bench)
+    filtering = commands.add_parser("eligible", help="which records qualify for neighbor assistance")
+    _add_records(filtering)
+    add_model(filtering)
+    filtering.add_argument("--minimum", type=int, default=2, help="neighbors the model must know")
+    filtering.add_argument("--count", type=int, default=1, help="edit neighbors per record")
+    filtering.add_argument("--choice", choices=("first", "random"), default="first")
+    filtering.add_argument("--seed", type=int, default=0)
+    filtering.add_argument("--out", type=Path, metavar="FILE", help="write the qualifying records as JSON")
+    filtering.set_defaults(command=_eligible)
+
+
+def _add_records(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, metavar="FORMAT[:PATH]", help=f"one of {', '.join(FORMATS)}")
+    parser.add_argument("--limit", type=int, help="how many records; default: 100, or all there are")
+    parser.add_argument("--trial", type=int, default=0, help="which block of that many records, from 0")
+    parser.add_argument("--skip-bad", action="store_true", help="go on without malformed records")
+    parser.add_argument("--direction", choices=("answers", "alt"), default="answers", help="what ZsRE edits towards")
+
+
+def _records(options: argparse.Namespace) -> tuple[Loaded, list[EditRequest]]:
+    more = {"direction": options.direction} if "direction" in FORMATS[_format(options.dataset)].options else {}
+    loaded = load_dataset(options.dataset, skip_bad=options.skip_bad, **more)
+    limit = min(100, len(loaded)) if options.limit is None else options.limit
+    return loaded, list(sample(loaded, limit, options.trial))
+
+
+def _format(name: str) -> str:
+    base = name.partition(":")[0]
+    return base if base in FORMATS else "pocket-facts"
+
+
+def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[Rejected]]:
+    """Requests the model can read, and the others with the reason."""
+    good: list[EditRequest] = []
+    bad: list[Rejected] = []
+    for request in requests:
+        try:
+            for text in request.texts:
+                lm.check_text(text)
+        except BadRequest as error:
+            bad.append((request, str(error)))
+        else:
+            good.append(request)
+    if not good:
+        raise BadRequest(f"None of the {len(requests)} records can be used: {bad[0][1]}")
+    return good, bad
+
+
+def _bench(options: argparse.Namespace) -> None:
+    plan = read_plan(options)
+    protocol = Protocol(options.protocol, options.chunk)
+    loaded, requests = _records(options)
+    texts = read_texts(options.texts) if options.texts else None
+    lm = cli_plan.load_model(options.model, options.dtype)
+    requests, rejected = readable(lm, requests)
+    told: dict[str, Any] = {"dataset": loaded.name, "trial": options.trial, "preset": options.preset}
+    told |= {"malformed": len(loaded.problems), "unreadable": len(rejected)}
+    if options.eligible:
+        requests, told["eligibility"] = _qualifying(lm, requests, plan.assist.minimum, plan.assist.count, options)
+    evaluator = Evaluator(texts) if texts else Evaluator()
+    told["texts"] = options.texts.name if options.texts else "bundled"
+    result = run_benchmark(lm, requests, plan, protocol, watch=progress, evaluator=evaluator)
+    end_progress()
+    if options.generate:
+        result = _with_generation(lm, result, options)
+    beside = _beside(lm, result, options.dataset.partition(":")[0])
+    write_benchmark(result, options.out, lm, told, beside)
+    _print(result, told, beside is not None)
+    print(f"\n{result.stopped} {result.seconds:.1f} s. Tables in {options.out}")
+
+
+def _with_generation(lm: LanguageModel, result: Benchmark, options: argparse.Namespace) -> Benchmark:
+    """The result with fluency and consistency of the unedited and the final model in its rows."""
+    if result.delta is None:
+        raise BadRequest("--generate needs one edit of all records, which --protocol single has not; leave it out.")
+    references = read_references(options.references) if options.references else bundled_references()
+    table = result.iterations.assign(fluency=float("nan"), consistency=float("nan"))
+    for k, delta in ((0, WeightDelta()), (result.chosen, result.delta)):
+        with lm.lock, delta.applied(lm.model):
+            found = generation_metrics(lm, result.requests, references, options.seed)
+        for name, value in found.items():
+            table.loc[table["k"] == k, name] = float("nan") if value is None else value
+    return replace(result, iterations=table)
+
+
+def _beside(lm: LanguageModel, result: Benchmark, dataset: str) -> Any:
+    """The paper's rows beside ours where it has any for this model, editor and data set."""
+    table = compare(result.iterations, lm.name, result.plan.editor, dataset, result.plan.assist.neighbors)
+    return table if table.filter(like="_paper").notna().any(axis=None) else None
+
+
+def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
+    n, assist = len(result.requests), result.plan.assist.name
+    named = f"{result.plan.editor}{f' + {assist}' if assist else ''}"
+    print(f"{named}, {told['dataset']}, trial {told['trial']}, {n} records, {result.protocol.label}, {told['preset']}")
+    if told["unreadable"] or told["malformed"]:
+        print(f"Left out: {told['unreadable']} the model cannot read, {told['malformed']} malformed.")
+    if told.get("eligibility"):
+        print(_eligibility_line(told["eligibility"]))
+    print(f"Before the edit the model gave the old object for {result.known} of {n} records.")
+    for note in result.notes:
+        print(note)
+    print()
+    for line in iteration_lines(result.iterations, result.chosen):
+        print(line)
+    print("  ".join(f"{state}: {count}" for state, count in result.states.items()))
+    if compared:
+        print("The paper's rows for this model, editor and data set are in beside_paper.csv.")
+
+
+def _qualifying(
+    lm: LanguageModel, requests: Sequence[EditRequest], minimum: int, count: int, options: argparse.Namespace
+) -> tuple[list[EditRequest], dict[str, Any]]:
+    """Eligible records with edit neighbors chosen, and the counts."""
+    choice = getattr(options, "choice", "first")
+    found = eligibility(lm, requests, minimum)
+    chosen = with_edit_neighbors(requests, found, count, choice, options.seed, only_known=True)
+    kept = [r for r, entry in zip(chosen, found, strict=True) if entry.eligible]
+    reasons = Counter(entry.reason for entry in found if entry.reason)
+    if not kept:
+        raise BadRequest(f"None of the {len(found)} records qualifies for neighbor assistance: {next(iter(reasons))}.")
+    return kept, {"eligible": len(kept), "records": len(found), "reasons": dict(reasons.most_common())}
+
+
+def _eligibility_line(counts: dict[str, Any]) -> str:
+    reasons = "; ".join(f"{number}: {reason}" for reason, number in counts["reasons"].items())
+    return f"{counts['eligible']} of {counts['records']} records qualify. {reasons}".strip()
+
+
+def _eligible(options: argparse.Namespace) -> None:
+    loaded, requests = _records(options)
+    lm = cli_plan.load_model(options.model, options.dtype)
+    requests, rejected = readable(lm, requests)
+    kept, counts = _qualifying(lm, requests, options.minimum, options.count, options)
+    if options.out:
+        write_requests(kept, options.out)
+    if rejected:
+        print(f"Left out: {len(rejected)} of {loaded.name} the model cannot read.")
+    print(_eligibility_line(counts))

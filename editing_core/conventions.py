@@ -1,0 +1,70 @@
+"""How numbers are measured where the published code and good sense differ, each behind its own switch.
+
+CLEAN is what EditScope does by itself. FAITHFUL repeats the published code of the UnderEdit & OverEdit paper
+(arXiv:2503.11895) and of the libraries it builds on, quirks included, so that its tables can be met.
+"""
+
+from dataclasses import dataclass
+
+from editing_core.settings import Settings, setting
+
+
+@dataclass(frozen=True)
+class Conventions(Settings):
+    """One switch per difference; the first choice is the clean one."""
+
+    objects: str = setting(
+        "joined",
+        "Token ids of an object: what it adds to its prompt, or the object encoded alone, which gives SentencePiece "
+        "models a stray space token",
+        choices=("joined", "alone"),
+    )
+    padding: str = setting(
+        "right",
+        "Padding while scoring: right, or left without position ids, which shifts learned positions",
+        choices=("right", "left"),
+    )
+    neighbor_accuracy: str = setting(
+        "token_mean",
+        "A neighbor counts by the share of its tokens that stayed, or only when all stayed",
+        choices=("token_mean", "all_tokens"),
+    )
+    reference: str = setting(
+        "gold",
+        "Which answer a neighbor should keep preferring: the data set's, or the model's own before the edit",
+        choices=("gold", "pre_edit"),
+    )
+    zeros: str = setting(
+        "kept",
+        "A part of zero makes the score zero, or is dropped from the harmonic mean",
+        choices=("kept", "dropped"),
+    )
+    perplexity_terms: str = setting(
+        "T-1",
+        "What the sum over a text's T-1 predictions is divided by",
+        choices=("T-1", "T"),
+    )
+    edit_perplexity: str = setting(
+        "edit",
+        "Edit-target perplexity over the edit's own rows, or over the assisting neighbors' rows too",
+        choices=("edit", "all"),
+    )
+    factor: str = setting(
+        "plain",
+        "PMET's optimised perplexity as it is, or with the lowered loss factor in the exponent",
+        choices=("plain", "inside"),
+    )
+
+
+CLEAN = Conventions()
+FAITHFUL = Conventions(
+    objects="alone",
+    padding="left",
+    neighbor_accuracy="all_tokens",
+    reference="pre_edit",
+    zeros="dropped",
+    perplexity_terms="T",
+    edit_perplexity="all",
+    factor="inside",
+)
+CONVENTIONS = {"clean": CLEAN, "faithful": FAITHFUL}

@@ -1,0 +1,56 @@
+"""Cases: what became of every record at every iteration, and how a list of them is narrowed and ordered."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from editing_core.errors import BadRequest
+from editing_core.evaluation.verdict import Verdict, judge_all
+from editing_core.types import Row
+
+STATES = ("UnderEdit", "OverEdit", "edited", "collapsed", "undecidable")
+
+
+def case_rows(
+    k: int, now: pd.DataFrame, before: pd.DataFrame, collapse_now: float, collapse_before: float
+) -> tuple[list[Row], dict[int | str, Verdict]]:
+    """One row per record at iteration k, and the verdicts behind them.
+
+    Columns: k, case_id, prompt, target_new, target_true, state, reason, p_new, p_true, rank_new, neighbors, lost.
+    """
+    verdicts = judge_all(now, before, collapse_now, collapse_before)
+    neighbors = now["case_id"][now["kind"] == "neighbor"].value_counts().to_dict()
+    copied = ("case_id", "prompt", "target_new", "target_true", "p_new", "p_true", "rank_new")
+    rows = []
+    for edit in now[now["kind"] == "edit"].to_dict("records"):
+        verdict = verdicts[edit["case_id"]]
+        told = {"state": verdict.label, "reason": verdict.reason, "lost": len(verdict.lost)}
+        rows.append({"k": k, **{c: edit[c] for c in copied}, **told, "neighbors": neighbors.get(edit["case_id"], 0)})
+    return rows, verdicts
+
+
+def filter_cases(cases: pd.DataFrame, k: int | None = None, states: Sequence[str] = (), text: str = "") -> pd.DataFrame:
+    """Cases at iteration k whose state holds any of `states` and whose prompt or objects hold `text`."""
+    found = cases if k is None else cases[cases["k"] == k]
+    if states:
+        found = found[found["state"].map(lambda label: any(s in label.split(" and ") for s in states))]
+    if text.strip():
+        told = found["prompt"] + " " + found["target_new"] + " " + found["target_true"]
+        found = found[told.str.casefold().str.contains(text.strip().casefold(), regex=False)]
+    return found.reset_index(drop=True)
+
+
+def sort_cases(cases: pd.DataFrame, by: str, descending: bool = False) -> pd.DataFrame:
+    """Cases ordered by a column; equal ones keep their order. BadRequest for a column that is not there."""
+    if by not in cases:
+        raise BadRequest(f"Cases have no column {by!r}; sort by one of {', '.join(cases.columns)}.")
+    return cases.sort_values(by, ascending=not descending, kind="stable").reset_index(drop=True)
+
+
+def underedit_counts(cases: pd.DataFrame) -> pd.DataFrame:
+    """Per k: records under-edited now, and how many of those under-edited after iteration 1 still are (the cohort)."""
+    under = cases.assign(under=cases["state"].str.contains("UnderEdit", regex=False))
+    first = set(under["case_id"][under["under"] & (under["k"] == 1)])
+    under["cohort"] = under["under"] & under["case_id"].isin(first)
+    counts = under.groupby("k")[["under", "cohort"]].sum().reset_index()
+    return counts.rename(columns={"under": "underedit_now", "cohort": "underedit_cohort"})

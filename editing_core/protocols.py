@@ -1,0 +1,267 @@
+"""Benchmark protocols: all records together, each on its own, or chunk after chunk on the running weights.
+
+    batch        one edit of all records; one row per iteration
+    single       every record alone on the unedited model, taken off before the next; row k holds every record
+                 as it is after iteration k, or where it stopped before
+    sequential   chunks of records on top of each other, never taken off; row 0 is the unedited model, row 1 the
+                 end, and checkpoints tell how it got there
+
+Definitions: MEMIT (arXiv:2210.07229), AlphaEdit (arXiv:2410.02355), Yao et al. 2023 (arXiv:2305.13172).
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+
+from editing_core.editors.iterative import Iterative, Round
+from editing_core.editors.steps.covariance import CovarianceStore
+from editing_core.evaluation.cases import case_rows, underedit_counts
+from editing_core.evaluation.evaluator import Evaluator
+from editing_core.evaluation.metrics import in_order, summarize
+from editing_core.models.delta import WeightDelta
+from editing_core.models.language_model import LanguageModel
+from editing_core.runs.record import EditPlan, RunResult
+from editing_core.session import Stage, run_stage, set_stage
+from editing_core.settings import Settings, setting
+from editing_core.types import EditRequest, Row, Step, Watch, ignore
+
+PROTOCOLS = ("batch", "single", "sequential")
+PERPLEXITIES = ("ppl_optimised", "ppl_spread")
+
+
+@dataclass(frozen=True)
+class Protocol(Settings):
+    """How records share the model."""
+
+    name: str = setting(
+        "batch",
+        "batch: all together; single: each alone; sequential: chunk after chunk without taking any off",
+        choices=PROTOCOLS,
+    )
+    chunk: int = setting(1, "Records per chunk in the sequential protocol", 1, 100_000)
+
+    @property
+    def label(self) -> str:
+        """The protocol in short, for tables."""
+        return f"sequential, chunks of {self.chunk}" if self.name == "sequential" else self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """What a protocol gave: tables as in RunResult, over all records.
+
+    delta: the whole edit, None for `single`, which has none. chosen: the row that is the result. stops: per
+    edited group its record ids, the iteration kept and the rule. checkpoints: sequential only, one row per
+    measured moment: n_edits, when (just after: the chunk; so far: all records yet), and the metrics.
+    """
+
+    plan: EditPlan
+    protocol: Protocol
+    requests: tuple[EditRequest, ...]
+    iterations: pd.DataFrame
+    probes: pd.DataFrame
+    cases: pd.DataFrame
+    stops: tuple[Row, ...]
+    chosen: int
+    stopped: str
+    seconds: float
+    edit_seconds: float
+    contexts: tuple[str, ...]
+    delta: WeightDelta | None = None
+    run: RunResult | None = None
+    checkpoints: pd.DataFrame | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def states(self) -> dict[str, int]:
+        """How many records ended in which state."""
+        last = self.cases[self.cases["k"] == self.chosen]
+        counts: dict[str, int] = last["state"].value_counts().to_dict()
+        return counts
+
+    @property
+    def known(self) -> int:
+        """For how many records the unedited model gave the old object."""
+        first = self.probes[(self.probes["k"] == 0) & (self.probes["kind"] == "edit")]
+        return int((first["hit_true"] >= 1.0).sum())
+
+
+def run_benchmark(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    plan: EditPlan,
+    protocol: Protocol | None = None,
+    store: CovarianceStore | None = None,
+    watch: Watch = ignore,
+    evaluator: Evaluator | None = None,
+) -> Benchmark:
+    """Edit records under a protocol and measure them all. The model is bit-equal before and after."""
+    protocol = protocol or Protocol()
+    run = {"batch": _batch, "single": _single, "sequential": _sequential}[protocol.name]
+    with lm.lock:
+        started = time.perf_counter()
+        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator)
+        return replace(run(stage, plan, protocol, watch), seconds=time.perf_counter() - started)
+
+
+def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
+    run = run_stage(stage, plan, watch)
+    return Benchmark(
+        plan,
+        protocol,
+        run.requests,
+        run.iterations,
+        run.probes,
+        run.cases,
+        ({"case_ids": [r.case_id for r in run.requests], "k": run.chosen, "rule": run.decision.rule},),
+        run.chosen,
+        run.stopped,
+        run.seconds,
+        run.edit_seconds,
+        run.contexts,
+        run.delta_at(run.chosen),
+        run,
+        notes=run.notes,
+    )
+
+
+def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
+    runs: list[RunResult] = []
+    for number, request in enumerate(stage.requests):
+        stage.editor.forget()
+        at = f"record {number + 1} of {len(stage.requests)}"
+        runs.append(run_stage(replace(stage, requests=(request,), notes=()), plan, _noting(watch, at)))
+    last = max(run.last for run in runs)
+    probes, cases, rows = [], [], []
+    for k in range(last + 1):
+        # A record that stopped stays as it is; one that a guard took back is unedited.
+        now = pd.concat([run.probes_at(_held(run, k)) for run in runs], ignore_index=True).assign(k=k)
+        probes.append(now)
+        rows.append({"k": k, **summarize(now, probes[0], k, stage.evaluator.conventions), **_perplexities(runs, k)})
+        if k:
+            cases += [row for run in runs for row in _case_at(run, k)]
+    table = in_order(pd.DataFrame(rows).merge(underedit_counts(pd.DataFrame(cases)), on="k", how="left"))
+    fired = sum(run.converged for run in runs)
+    return Benchmark(
+        plan,
+        protocol,
+        stage.requests,
+        table,
+        pd.concat(probes, ignore_index=True),
+        pd.DataFrame(cases),
+        tuple({"case_ids": [r.requests[0].case_id], "k": r.chosen, "rule": r.decision.rule} for r in runs),
+        last,
+        f"The rule fired for {fired} of {len(runs)} records, each edited alone.",
+        sum(run.seconds for run in runs),
+        sum(run.edit_seconds for run in runs),
+        runs[0].contexts,
+        notes=tuple(dict.fromkeys((*stage.notes, *(note for run in runs for note in run.notes)))),
+    )
+
+
+def _held(run: RunResult, k: int) -> int:
+    """The iteration at which a record is while others are at k."""
+    return k if k < run.last else run.chosen
+
+
+def _perplexities(runs: Sequence[RunResult], k: int) -> Row:
+    """Means over records, each at its own iteration."""
+    held = [run.iterations.iloc[_held(run, k)] for run in runs]
+    columns = [c for c in (*PERPLEXITIES, "delta_ppl", "collapse_ppl") if k or c in ("ppl_spread", "collapse_ppl")]
+    return {c: float(pd.Series([row.get(c) for row in held], dtype=float).mean()) for c in columns}
+
+
+def _case_at(run: RunResult, k: int) -> list[Row]:
+    """The case row of a run's one record while others are at k."""
+    held = _held(run, k)
+    if held:
+        return [{**row, "k": k} for row in run.cases[run.cases["k"] == held].to_dict("records")]
+    collapse = float(run.iterations["collapse_ppl"].iloc[0])
+    return case_rows(k, run.probes_at(0), run.probes_at(0), collapse, collapse)[0]
+
+
+def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
+    lm, evaluator, size = stage.lm, stage.evaluator, protocol.chunk
+    before = evaluator.score(lm, stage.requests)
+    collapse = evaluator.collapse(lm)
+    chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
+    wanted = _log_spaced(len(chunks))
+    total, done, stops, checkpoints, edit_seconds = WeightDelta(), 0, [], [], 0.0
+    for number, chunk in enumerate(chunks, start=1):
+        started = time.perf_counter()
+        delta, stop = _edit_chunk(stage, plan, chunk, total, _noting(watch, f"chunk {number} of {len(chunks)}"))
+        total, done = total + delta, done + len(chunk)
+        edit_seconds += time.perf_counter() - started
+        stops.append({"case_ids": [r.case_id for r in chunk], **stop})
+        with total.applied(lm.model):
+            stage.editor.settle(lm, chunk)
+            checkpoints.append(_checkpoint(stage, chunk, before, done, "just after"))
+            if number in wanted:
+                row = _checkpoint(stage, stage.requests[:done], before, done, "so far")
+                checkpoints.append({**row, "collapse_ppl": evaluator.collapse(lm)})
+    with total.applied(lm.model):
+        now, broken = evaluator.score(lm, stage.requests), evaluator.collapse(lm)
+    rows = [
+        {"k": k, **summarize(table, before, k, evaluator.conventions), "collapse_ppl": ppl}
+        for k, table, ppl in ((0, before, collapse), (1, now, broken))
+    ]
+    return Benchmark(
+        plan,
+        protocol,
+        stage.requests,
+        in_order(pd.DataFrame(rows)),
+        pd.concat([t.assign(k=k)[["k", *t.columns]] for k, t in enumerate((before, now))], ignore_index=True),
+        pd.DataFrame(case_rows(1, now, before, broken, collapse)[0]),
+        tuple(stops),
+        1,
+        f"{len(chunks)} chunks were edited one after the other.",
+        0.0,
+        edit_seconds,
+        stage.editor.objective.contexts.templates,
+        total,
+        checkpoints=pd.DataFrame(checkpoints),
+        notes=stage.notes,
+    )
+
+
+def _edit_chunk(
+    stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch
+) -> tuple[WeightDelta, Row]:
+    """The edit of one chunk on top of `total`; the guard looks at the held-out perplexity from there."""
+    lm = stage.lm
+
+    def measure(done: Round) -> Mapping[str, Any]:
+        with done.delta.applied(lm.model):
+            return {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else {}
+
+    with total.applied(lm.model):
+        start = {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else None
+        iterative = Iterative(stage.editor, plan.stop, plan.conventions)
+        outcome = iterative.edit(lm, chunk, watch, measure, start)
+    return outcome.delta, {"k": outcome.decision.k, "rule": outcome.decision.rule}
+
+
+def _checkpoint(
+    stage: Stage, requests: Sequence[EditRequest], before: pd.DataFrame, done: int, when: str
+) -> dict[str, Any]:
+    """The metrics of some records with the edits so far on."""
+    ids = {r.case_id for r in requests}
+    then = before[before["case_id"].isin(ids)].reset_index(drop=True)
+    now = stage.evaluator.score(stage.lm, requests)
+    return {"n_edits": done, "when": when, **summarize(now, then, 1, stage.evaluator.conventions)}
+
+
+def _log_spaced(count: int, per_decade: int = 4) -> set[int]:
+    """Numbers from 1 to count, evenly on a log scale, both ends included."""
+    spots, value = {1, count}, 1.0
+    while value < count:
+        spots.add(round(value))
+        value *= 10 ** (1 / per_decade)
+    return spots
+
+
+def _noting(watch: Watch, note: str) -> Watch:
+    return lambda step: watch(Step(step.stage, step.done, step.total, step.round, step.terms, f"{note}, {step.note}"))
