@@ -106,7 +106,7 @@ def _build_rome(settings: RomeSettings, materials: Materials) -> Editor:
 
 # Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
 _POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
-_POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.06, "decay": 3.0}
+_POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.03, "decay": 3.0}
 _POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
 
@@ -123,8 +123,8 @@ EDITORS = {
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
-                    MemitSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
-                    "own trials; covariance floor compared on 100 tune records",
+                    MemitSettings(layers=(0, 1, 2, 3), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
+                    "searched on the tune records, see docs/presets.csv",
                 ),
                 "gpt2": Preset(MemitSettings(layers=(3, 4, 5), steps=20, covariance_weight=20000.0), "suggested", True),
                 "gpt2-xl": Preset(
@@ -149,9 +149,8 @@ EDITORS = {
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
-                    PmetSettings(layers=(0, 1, 2), covariance_weight=1000.0, clamp=3.0, **_POCKET_MODULE),
-                    "as ROME's, not searched",
-                    True,
+                    PmetSettings(layers=(0, 1, 2), covariance_weight=300.0, clamp=3.0, **_POCKET_MODULE),
+                    "searched on the tune records, see docs/presets.csv",
                 ),
                 "gpt2-xl": Preset(
                     PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0),
@@ -226,7 +225,7 @@ EDITORS = {
             {
                 "pocket-gpt2": Preset(
                     AlphaEditSettings(
-                        layers=(0, 1, 2), threshold=0.9, relative=True, ridge=10.0, clamp=1.0, **_POCKET_TARGET
+                        layers=(0, 1, 2, 3), threshold=0.9, relative=True, ridge=10.0, clamp=1.0, **_POCKET_TARGET
                     ),
                     "layers and targets as MEMIT's, threshold of the design trials",
                     True,

@@ -3,7 +3,7 @@
     python -m scripts.measure_results            every row, about half an hour on two cores
     python -m scripts.measure_results memit-10   only the named rows; the others stay as they are
 
-Each row runs over several seeds (which records are drawn, which prefixes are generated). Raw rows are kept
+Each row runs over several trials (disjoint records, and another seed of the prefixes). Raw rows are kept
 in docs/results.json, so that a single row can be measured anew.
 """
 
@@ -47,9 +47,9 @@ class Case:
 CASES = {
     "memit-10": Case("MEMIT, N = 10", "memit", 10, 10, 5),
     "memit-100": Case("MEMIT, N = 100", "memit", 100, 10, 5),
-    "pmet-100": Case("PMET, N = 100", "pmet", 100, 5, 1),
-    "rome-nocov-100": Case("ROME without covariance, N = 100", "rome", 100, 1, 1, {"covariance": False}),
-    "rome-100": Case("ROME with covariance and one consistent key, N = 100", "rome", 100, 1, 1),
+    "pmet-100": Case("PMET, N = 100", "pmet", 100, 10, 5),
+    "rome-nocov-100": Case("ROME without covariance, N = 100", "rome", 100, 1, 5, {"covariance": False}),
+    "rome-100": Case("ROME with covariance and one consistent key, N = 100", "rome", 100, 1, 5),
 }
 
 
@@ -60,10 +60,18 @@ def measure(lm: LanguageModel, case: Case) -> list[dict]:
     for seed in range(case.seeds):
         requests = sample(load_dataset("pocket-facts"), case.count, seed)
         settings = row.preset(lm.name).settings.changed(case.settings)
-        run = run_edit(lm, requests, EditPlan(case.editor, settings, StopSettings(iterations=case.iterations), seed))
+        stop = StopSettings(iterations=case.iterations, collapse_factor=0.0)
+        run = run_edit(lm, requests, EditPlan(case.editor, settings, stop, seed))
         record = run.to_json()
         out.append(
-            {"seed": seed, "stopped": run.stopped, "k": run.last, "rows": record["iterations"], "seconds": run.seconds}
+            {
+                "seed": seed,
+                "stopped": run.stopped,
+                "k": run.last,
+                "chosen": run.chosen,
+                "rows": record["iterations"],
+                "seconds": run.seconds,
+            }
         )
         log.info("%s seed %d: %s %.0f s", case.title, seed, run.stopped, run.seconds)
     return out
@@ -74,16 +82,17 @@ def table(results: dict[str, list[dict]]) -> str:
     lines = [
         "# Measured results",
         "",
-        "Model `pocket-gpt2`, records drawn from the `test` part of `pocket-facts`, presets as bundled, rule",
-        "|delta p| <= 1 with at most ten iterations. Mean over seeds, range in brackets. Rows after a seed has stopped",
-        "hold only the seeds that went on (n). `k` = 0 is the unedited model.",
+        "Model `pocket-gpt2`, disjoint trials of the `test` part of `pocket-facts`, each with a seed of its own for",
+        "prefixes, presets as bundled, conventions `clean`, protocol batch, no collapse guard, rule",
+        "|delta p| <= 1 with at most ten iterations. Mean over trials, range in brackets. Rows after a trial has stopped",
+        "hold only the trials that went on (n). `k` = 0 is the unedited model.",
         "",
         "    python -m scripts.measure_results",
     ]
     for name, runs in results.items():
         case = CASES[name]
         lines += ["", f"## {case.title}", ""]
-        lines.append(f"{len(runs)} seed(s); stopped at k = {', '.join(str(r['k']) for r in runs)}.")
+        lines.append(f"{len(runs)} trials; stopped at k = {', '.join(str(r['k']) for r in runs)}.")
         lines += ["", f"| k | n | {' | '.join(SHOWN)} |", f"|{'---|' * (len(SHOWN) + 2)}"]
         for k in range(max(r["k"] for r in runs) + 1):
             rows = [r["rows"][k] for r in runs if r["k"] >= k]

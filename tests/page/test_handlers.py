@@ -115,8 +115,8 @@ def test_texts_from_outside_are_escaped():
 
 
 def test_neighbor_rows_survive_the_way_there_and_back():
-    probes = (Probe("Birthplace of Bernard Cornwell:", "London"),)
-    assert edit_form.read_neighbors(edit_form.neighbor_rows(probes, [True])) == probes
+    probes = (Probe("Birthplace of Bernard Cornwell:", "London", "Bernard Cornwell"), Probe("It lies in", "Rome"))
+    assert edit_form.read_neighbors(edit_form.neighbor_rows(probes)) == probes
     assert edit_form.read_neighbors([["", "", ""]]) == ()
     assert edit_form.read_paraphrases("nonsense") == ()
 
