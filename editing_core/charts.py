@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.tradeoff import Curve
 from editing_core.evaluation.verdict import lost_neighbors
 from editing_core.runs.record import RunResult
 from editing_core.session import Look
@@ -89,9 +90,7 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
         figure.add_scatter(
             x=["before", f"after k = {k}"],
             y=[before["p_true"][i], now["p_true"][i]],
-            mode="lines+markers+text" if gone else "lines+markers",
-            text=["", names[i]],
-            textposition="middle right",
+            mode="lines+markers",
             name=f"neighbor {word}",
             legendgroup=word,
             showlegend=gone not in shown,
@@ -101,9 +100,22 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
             hoverinfo="text",
         )
         shown.add(gone)
+    crossed = list(now.index[lost.to_numpy()])
+    for i, y in zip(crossed, _spaced([float(now["p_true"][i]) for i in crossed], 0.075), strict=True):
+        figure.add_annotation(text=names[i], x=1.05, y=y, xanchor="left", showarrow=False, font={"color": LOST})
     figure.update_yaxes(range=[-0.04, 1.06])
     figure.update_xaxes(range=[-0.2, 1.3])
     return _finish(figure, title)
+
+
+def _spaced(heights: list[float], gap: float) -> list[float]:
+    """Heights moved up just so far that labels there do not cover each other; the order of the list is kept."""
+    placed: dict[int, float] = {}
+    least = float("-inf")
+    for number in sorted(range(len(heights)), key=lambda i: heights[i]):
+        least = max(heights[number], least + gap)
+        placed[number] = least
+    return [placed[i] for i in range(len(heights))]
 
 
 def perplexity(run: RunResult, k: int) -> go.Figure:
@@ -174,6 +186,35 @@ def metrics(run: RunResult, k: int) -> go.Figure:
     figure.update_yaxes(range=[-4, 106], ticksuffix=" %")
     figure.update_xaxes(dtick=1, title_text="iteration k")
     return _finish(figure, "Accuracy per iteration")
+
+
+TRADEOFF_COLOURS = (INK, NEW, "#56B4E9", ITERATION_DARK, ITERATION, KEPT, "#F0E442", LOST, OLD)
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")
+
+
+def tradeoff(curves: Mapping[str, Curve], title: str = "Specificity against efficacy") -> go.Figure:
+    """One line per method, points labelled with k: what each method keeps at the efficacy it reaches."""
+    if not curves:
+        return empty(title, "Edit several facts together to see what an edit costs its neighbors.")
+    figure = go.Figure()
+    for number, (name, curve) in enumerate(curves.items()):
+        ks = [k for k in curve.efficacy.index if k > 0]
+        colour, symbol = TRADEOFF_COLOURS[number % len(TRADEOFF_COLOURS)], SYMBOLS[number % len(SYMBOLS)]
+        figure.add_scatter(
+            x=[float(curve.efficacy[k]) for k in ks],
+            y=[float(curve.specificity[k]) for k in ks],
+            mode="lines+markers+text",
+            text=[f"{k}" for k in ks],
+            textposition="top center",
+            textfont={"size": 9},
+            name=name,
+            line={"color": colour, "dash": "dot" if "control" in name else "solid"},
+            marker={"symbol": symbol, "size": 8, "color": colour},
+            hovertemplate=f"{escape(name)}<br>efficacy %{{x:.1f}} %, specificity %{{y:.1f}} %<extra></extra>",
+        )
+    figure.update_xaxes(title_text="efficacy success, %")
+    figure.update_yaxes(title_text="specificity accuracy, %")
+    return _finish(figure, title, 420)
 
 
 def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisation", height: int = 190) -> go.Figure:

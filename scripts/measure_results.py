@@ -84,7 +84,7 @@ def table(results: dict[str, list[dict]]) -> str:
         "",
         "Model `pocket-gpt2`, disjoint trials of the `test` part of `pocket-facts`, each with a seed of its own for",
         "prefixes, presets as bundled, conventions `clean`, protocol batch, no collapse guard, rule",
-        "|delta p| <= 1 with at most ten iterations. Mean over trials, range in brackets. Rows after a trial has stopped",
+        "|delta p| <= 1 with at most ten iterations. Mean over trials, range in brackets. Rows after a trial stopped",
         "hold only the trials that went on (n). `k` = 0 is the unedited model.",
         "",
         "    python -m scripts.measure_results",

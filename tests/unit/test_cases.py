@@ -12,27 +12,16 @@ from editing_core.evaluation.verdict import judge, judge_all
 NAN = float("nan")
 
 
-def probe(case, kind, prompt, new, true, hit_new=0.0, hit_true=0.0, rank=3, answer="Berlin"):
+def probe(case, kind, prompt, new, true, **more):
     """A probe row; without an old object where true is NaN."""
-    return {
-        "case_id": case,
-        "kind": kind,
-        "prompt": prompt,
-        "target_new": "Rome",
-        "target_true": "" if math.isnan(true) else "Paris",
-        "p_new": new,
-        "p_true": true,
-        "logp_new": math.log(new),
-        "logp_true": math.log(true),
-        "rank_new": rank,
-        "hit_new": hit_new,
-        "hit_true": NAN if math.isnan(true) else hit_true,
-        "answer": answer,
-    }
+    row = {"case_id": case, "kind": kind, "prompt": prompt, "target_new": "Rome", "target_true": "Paris"}
+    row |= {"p_new": new, "p_true": true, "logp_new": math.log(new), "logp_true": math.log(true)}
+    row |= {"rank_new": 3, "hit_new": 0.0, "hit_true": 0.0, "answer": "Berlin"}
+    return row | more | ({"target_true": "", "hit_true": NAN} if math.isnan(true) else {})
 
 
 def edit(case, new, true, hit_new=1.0, rank=1):
-    return probe(case, "edit", f"{case} is in", new, true, hit_new, rank=rank)
+    return probe(case, "edit", f"{case} is in", new, true, hit_new=hit_new, rank_new=rank)
 
 
 def neighbor(case, number, new, true, hit_true=1.0):
