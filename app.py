@@ -124,6 +124,13 @@ def _wire_view(tab: EditTab) -> None:
         )
         moved.then(tab.on_look, inputs, outputs, api_name=f"{name}_look", show_progress="hidden", **MODEL_QUEUE)
 
+    tab.tradeoff.source.input(
+        tab.on_tradeoff,
+        {tab.history, tab.tradeoff.source},
+        tab.tradeoff.outputs,
+        api_name="tradeoff",
+        show_progress="hidden",
+    )
     gr.on(
         [tab.view.state.input, tab.view.text.input, tab.view.order.input],
         tab.on_cases,

@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import edit_form, header, progress_view, result_view, settings_form
+from components import edit_form, header, progress_view, result_view, settings_form, tradeoff_view
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
 from components.token_strip import hint_html
@@ -60,10 +60,11 @@ class EditTab:
                 self.progress = progress_view.build(progress_view.build_message())
             with gr.Column(scale=5, min_width=330, elem_classes="es-right"):
                 self.view = result_view.build()
+                self.tradeoff = tradeoff_view.build()
 
     def inputs(self) -> set[Any]:
         """Everything a handler may read."""
-        widgets = [self.header.model, self.history, self.job, self.form.filled]
+        widgets = [self.header.model, self.history, self.job, self.form.filled, self.tradeoff.source]
         return {*widgets, *self.form.inputs, *self.settings.inputs, *self.view.inputs}
 
     def on_example(self, name: str, values: Values) -> Shown:
@@ -213,6 +214,11 @@ class EditTab:
             return {}
         _, k = result_view.read_place(values, self.view, stored)
         return {self.view.cases: result_view.read_cases(values, self.view).html(stored.run, k)}
+
+    def on_tradeoff(self, values: Values) -> Shown:
+        """Another comparison, or the page's own runs."""
+        runs = [stored for run_id in values[self.history] if (stored := self.runs.get(run_id))]
+        return tradeoff_view.show(self.tradeoff, str(values[self.tradeoff.source]), runs)
 
     def on_look(self, values: Values) -> Iterator[Shown]:
         """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""

@@ -243,7 +243,8 @@ class _Story:
         """Measure the unedited model."""
         self.watch(Step("measure", 0, 1))
         with self._clock():
-            log_p, _ = log_perplexity(self.lm, self.requests, self.stage.editor.objective)
+            edit, every = log_perplexity(self.lm, self.requests, self.stage.editor.objective)
+            log_p = every if self.stage.evaluator.conventions.edit_perplexity == "all" else edit
             columns = {"ppl_spread": float(log_p.exp().mean()), "ppl_spread_median": float(log_p.median().exp())}
         return self._measure(0, WeightDelta(), columns)
 

@@ -24,7 +24,7 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.eligibility import eligibility, with_controls, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.tradeoff import Curve, matched, pooled
+from editing_core.evaluation.tradeoff import Curve, matched, stored_curve
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
@@ -108,16 +108,6 @@ def measure(lm: LanguageModel, requests: list[EditRequest], method: Method, seed
     }
 
 
-def curve_of(trials: list[dict]) -> Curve:
-    """The curve of a method over its stored trials."""
-    curves = []
-    for trial in trials:
-        records = pd.DataFrame.from_dict(trial["records"], orient="index")
-        efficacy, generalization = pd.Series(trial["efficacy"]), pd.Series(trial["generalization"])
-        curves.append(Curve(efficacy, generalization, records.mean(), records))
-    return pooled(curves)
-
-
 def page(stored: dict[str, dict[str, list[dict]]]) -> str:
     """docs/tradeoff.md."""
     lines = [
@@ -134,7 +124,7 @@ def page(stored: dict[str, dict[str, list[dict]]]) -> str:
         "    python -m scripts.measure_tradeoff 300",
     ]
     for count, methods in stored.items():
-        curves = {name: curve_of(methods[name]) for name in METHODS if name in methods}
+        curves = {name: stored_curve(methods[name]) for name in METHODS if name in methods}
         if "off" not in curves:
             continue
         trials = max(len(t) for t in methods.values())
@@ -158,6 +148,15 @@ def _line(row: dict, trials: list[dict]) -> str:
     )
 
 
+def _rounded(value: object) -> object:
+    """The same with four decimals: the file is bundled."""
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
 def main() -> None:
     """Measure the named methods, or all, for one number of records."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -170,7 +169,7 @@ def main() -> None:
             log.info("N = %d, %s, trial %d: %.0f s", count, name, trial, trials[-1]["seconds"])
         stored = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
         stored.setdefault(str(count), {})[name] = trials
-        STORE.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+        STORE.write_text(json.dumps(_rounded(stored)) + "\n", encoding="utf-8")
         PAGE.write_text(page(stored), encoding="utf-8")
 
 

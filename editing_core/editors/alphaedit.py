@@ -46,14 +46,14 @@ class AlphaEditSettings(SpreadSettings):
 def null_space(covariance: Covariance, threshold: float, relative: bool) -> Tensor:
     """(d_in, free) float64 orthonormal columns: the eigenvectors of C with the smallest eigenvalues.
 
-    Absolute: eigenvalues below the threshold. Relative: all but the largest ones that together hold the share
-    `threshold` of the trace. BadSetting when nothing is left free.
+    Absolute: eigenvalues below the threshold. Relative: all but the fewest largest ones that together hold the
+    share `threshold` of the trace. BadSetting when nothing is left free.
     """
     values, vectors = torch.linalg.eigh((covariance.matrix + covariance.matrix.T) / 2)
     values = values.clamp(min=0)
     if relative:
         held = values.flip(0).cumsum(0).flip(0)  # of this and all larger ones
-        free = held > threshold * values.sum()
+        free = held - values >= threshold * values.sum()  # the larger ones hold the share without it
     else:
         free = values < threshold
     if not bool(free.any()):

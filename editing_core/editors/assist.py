@@ -52,8 +52,8 @@ class Assist(Settings):
     def name(self) -> str:
         """The method in short, as a suffix for tables: "" when nothing assists."""
         parts = [self.neighbors.upper()] if self.neighbors != "off" else []
-        if parts and self.weighting == "paper":
-            parts[0] += f" (paper, w {self.weight:g})"
+        if parts and (self.weighting, self.weight) != ("code", 1.0):
+            parts[0] += f" ({self.weighting}, w {self.weight:.3g})"
         if self.keys:
             parts.append(f"neighbor keys ({self.count}, mu {self.keys:g})")
         if self.statistics != "tokens":

@@ -18,6 +18,7 @@ from editing_core.conventions import CLEAN, Conventions
 from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.steps.rows import log_perplexity
 from editing_core.editors.stopping import Decision, StopSettings, not_finite
+from editing_core.errors import NotFinite
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
@@ -111,8 +112,11 @@ class Iterative:
             def told(step: Step, k: int = k) -> None:
                 watch(replace(step, round=k))
 
-            with total.applied(lm.model):
-                outcome = self.editor.edit(lm, requests, told)
+            try:
+                with total.applied(lm.model):
+                    outcome = self.editor.edit(lm, requests, told)
+            except (NotFinite, torch.linalg.LinAlgError):
+                return IterativeOutcome(tuple(rounds), not_finite(rows, k))
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
             if done is None or not done.finite:
                 return IterativeOutcome(tuple(rounds), not_finite(rows, k))

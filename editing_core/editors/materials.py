@@ -8,7 +8,7 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Corpus, Covariance, CovarianceStore
 from editing_core.editors.steps.rows import Objective
-from editing_core.editors.steps.subjects import subject_moment
+from editing_core.editors.steps.subjects import subject_moments
 from editing_core.errors import BadRequest, StatisticsMissing
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import Watch, ignore
@@ -43,16 +43,18 @@ class Materials:
                 f"No covariance statistics are bundled for {name}; collect them with "
                 f"'editscope stats --model {name} --collect TEXTFILE', one document per line."
             )
-        return {layer: self._assisted(layer, self.store.get(self.lm, layer, self.corpus, floor)) for layer in layers}
+        tokens = {layer: self.store.get(self.lm, layer, self.corpus, floor) for layer in layers}
+        return tokens if self.assist.statistics == "tokens" else self._mixed(tokens)
 
-    def _assisted(self, layer: int, tokens: Covariance) -> Covariance:
+    def _mixed(self, tokens: dict[int, Covariance]) -> dict[int, Covariance]:
+        """Statistics of subjects mixed in, or for the control as much of the tokens' own."""
         a = self.assist
-        if a.statistics == "tokens":
-            return tokens
         if not self.subjects:
             raise BadRequest("No known subjects are left for subject statistics; use the statistics of tokens.")
-        subjects = subject_moment(self.lm, layer, self.subjects, self.watch)
-        if a.statistics == "scaled":
-            ratio = float(subjects.matrix.trace() / tokens.matrix.trace())
-            return tokens.mixed(tokens, a.token_share, a.subject_share * ratio)
-        return tokens.mixed(subjects, a.token_share, a.subject_share)
+        mixed = {}
+        for layer, subjects in subject_moments(self.lm, list(tokens), self.subjects, self.watch).items():
+            own = tokens[layer]
+            ratio = float(subjects.matrix.trace() / own.matrix.trace())
+            other, share = (own, a.subject_share * ratio) if a.statistics == "scaled" else (subjects, a.subject_share)
+            mixed[layer] = own.mixed(other, a.token_share, share)
+        return mixed

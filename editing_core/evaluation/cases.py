@@ -33,9 +33,9 @@ def filter_cases(cases: pd.DataFrame, k: int | None = None, states: Sequence[str
     """Cases at iteration k whose state holds any of `states` and whose prompt or objects hold `text`."""
     found = cases if k is None else cases[cases["k"] == k]
     if states:
-        found = found[found["state"].map(lambda label: any(s in label.split(" and ") for s in states))]
+        found = found[found["state"].map(lambda label: any(s in label.split(" and ") for s in states)).astype(bool)]
     if text.strip():
-        told = found["prompt"] + " " + found["target_new"] + " " + found["target_true"]
+        told = found["prompt"] + " " + found["target_new"] + " " + found["target_true"].fillna("")
         found = found[told.str.casefold().str.contains(text.strip().casefold(), regex=False)]
     return found.reset_index(drop=True)
 
@@ -44,7 +44,13 @@ def sort_cases(cases: pd.DataFrame, by: str, descending: bool = False) -> pd.Dat
     """Cases ordered by a column; equal ones keep their order. BadRequest for a column that is not there."""
     if by not in cases:
         raise BadRequest(f"Cases have no column {by!r}; sort by one of {', '.join(cases.columns)}.")
-    return cases.sort_values(by, ascending=not descending, kind="stable").reset_index(drop=True)
+    return cases.sort_values(by, ascending=not descending, kind="stable", key=_comparable).reset_index(drop=True)
+
+
+def _comparable(column: pd.Series) -> pd.Series:
+    """Texts for a column of numbers and texts, such as case ids."""
+    mixed = column.dtype == object and column.map(type).nunique() > 1
+    return column.map(str) if mixed else column
 
 
 def underedit_counts(cases: pd.DataFrame) -> pd.DataFrame:

@@ -40,7 +40,8 @@ def eligibility(lm: LanguageModel, requests: Sequence[EditRequest], minimum: int
     """Ask the model, as it is, for every neighbor's answer; one entry per request.
 
     minimum: how many neighbors it must know: one assists, at least one is left to measure. Requests that came
-    with their edit neighbors qualify as they are.
+    with their edit neighbors qualify as they are. Answers are scored right-padded, whatever the conventions, so
+    that a record qualifies or not by what the model knows.
     """
     asked = [(n.prompt, n.answer) for r in requests for n in r.neighbors]
     right = iter([score.hit >= 1.0 for score in score_objects(lm, asked)]) if asked else iter(())
@@ -54,7 +55,8 @@ def eligibility(lm: LanguageModel, requests: Sequence[EditRequest], minimum: int
 
 def _reason(request: EditRequest, known: tuple[bool, ...], placed: tuple[bool, ...], minimum: int) -> str:
     if request.edit_neighbors:
-        return ""
+        placed_one = any(n.place for n in request.edit_neighbors)
+        return "" if placed_one else "the subject's place is known for none of its edit neighbors"
     if not request.neighbors:
         return "it has no neighbors"
     if sum(known) < minimum:
@@ -72,44 +74,55 @@ def with_edit_neighbors(
     seed: int = 0,
     only_known: bool = False,
 ) -> tuple[EditRequest, ...]:
-    """Requests with `count` of their usable neighbors made edit neighbors; those without keep all.
+    """Requests with up to `count` of their usable neighbors made edit neighbors; those without keep all.
 
-    Nothing that assists any of the edits is measured in any of them, neither its prompt nor its subject.
-    only_known: also drop the neighbors the model does not know, as the paper's subsets do.
+    Where the model knows more than one neighbor, one of them is left to measure. A neighbor about a subject that
+    is edited itself does not assist. Nothing that assists any of the edits is measured in any of them, neither
+    its prompt nor its subject. only_known: also drop the neighbors the model does not know, as the paper's subsets do.
     """
     chosen: list[EditRequest] = []
+    edited = {r.subject.casefold() for r in requests}
     for request, entry in zip(requests, found, strict=True):
         kept = request
         if only_known:
             kept = replace(kept, neighbors=_where(request.neighbors, entry.known))
         if entry.eligible and not request.edit_neighbors:
-            numbers = list(entry.usable)
+            numbers = [i for i in entry.usable if (request.neighbors[i].subject or "").casefold() not in edited]
             if choice == "random":
                 random.Random(f"{seed}|{request.case_id}").shuffle(numbers)
-            kept = replace(kept, edit_neighbors=tuple(request.neighbors[i] for i in numbers[:count]))
+            most = min(count, max(1, sum(entry.known) - 1))
+            kept = replace(kept, edit_neighbors=tuple(request.neighbors[i] for i in numbers[:most]))
         chosen.append(kept)
     return without_assisting(chosen)
 
 
 def without_assisting(requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
-    """Requests without the neighbors that assist any of them, by prompt or by subject."""
+    """Requests without the neighbors, locality and portability probes that assist any of them."""
     assisting = [n for r in requests for n in r.edit_neighbors]
     prompts, subjects = {n.prompt for n in assisting}, {n.subject.casefold() for n in assisting if n.subject}
 
     def measured(n: Probe) -> bool:
         return n.prompt not in prompts and not (n.subject and n.subject.casefold() in subjects)
 
-    return tuple(replace(r, neighbors=tuple(filter(measured, r.neighbors))) for r in requests)
+    return tuple(
+        replace(
+            r,
+            neighbors=tuple(filter(measured, r.neighbors)),
+            locality=tuple(filter(measured, r.locality)),
+            portability=tuple(filter(measured, r.portability)),
+        )
+        for r in requests
+    )
 
 
 def with_controls(requests: Sequence[EditRequest], pool: Sequence[Probe], seed: int = 0) -> tuple[EditRequest, ...]:
     """Requests whose edit neighbors are exchanged for as many random facts: the control of neighbor assistance.
 
-    pool: known facts with their places. None about a subject that is edited or measured is taken, none twice.
+    pool: known facts with their places. None whose subject stands in any text that is edited or measured is taken,
+    none twice.
     """
-    away = {r.subject.casefold() for r in requests}
-    away |= {n.subject.casefold() for r in requests for n in (*r.neighbors, *r.edit_neighbors) if n.subject}
-    free = [p for p in pool if p.place and p.subject and p.subject.casefold() not in away]
+    texts = "\n".join(text for r in requests for text in r.texts).casefold()
+    free = [p for p in pool if p.place and p.subject and p.subject.casefold() not in texts]
     random.Random(seed).shuffle(free)
     facts = iter(free)
     return tuple(

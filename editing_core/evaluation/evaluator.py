@@ -10,9 +10,10 @@ import pandas as pd
 
 from editing_core import paths
 from editing_core.conventions import CLEAN, Conventions
+from editing_core.errors import BadRequest
 from editing_core.evaluation.scoring import ObjectScore, score_objects, text_perplexities
 from editing_core.models.language_model import LanguageModel
-from editing_core.types import EditRequest
+from editing_core.types import EditRequest, Probe
 
 PROBE_COLUMNS = ["case_id", "kind", "family", "number", "prompt", "target_new", "target_true", "p_new", "p_true"]
 PROBE_COLUMNS += ["logp_new", "logp_true", "rank_new", "rank_true", "hit_new", "hit_true", "answer"]
@@ -67,12 +68,18 @@ class Evaluator:
         return tuple(
             replace(
                 request,
-                neighbors=tuple(
-                    replace(n, answer=said[request.case_id, i] or n.answer) for i, n in enumerate(request.neighbors)
-                ),
+                neighbors=tuple(_answering(n, said[request.case_id, i]) for i, n in enumerate(request.neighbors)),
             )
             for request in requests
         )
+
+
+def _answering(neighbor: Probe, answer: str) -> Probe:
+    """The neighbor with another answer, or as it is where a model's answer is no plain text."""
+    try:
+        return replace(neighbor, answer=answer)
+    except BadRequest:
+        return neighbor
 
 
 @dataclass(frozen=True, eq=False)

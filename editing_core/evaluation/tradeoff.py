@@ -4,12 +4,16 @@ Methods that edit more slowly look gentler at equal k, so they are compared at m
 over k, on the same records.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from editing_core import paths
 from editing_core.evaluation.metrics import accuracy, record_means, standard_error, success
 
 
@@ -98,3 +102,21 @@ def pooled(curves: list[Curve]) -> Curve:
 
     records = pd.concat([c.records for c in curves], keys=range(len(curves)))
     return Curve(mean("efficacy"), mean("generalization"), records.mean(), records)
+
+
+def stored_curve(trials: Sequence[Mapping[str, Any]]) -> Curve:
+    """A method's curve from its trials as `scripts/measure_tradeoff.py` stores them."""
+    curves = []
+    for trial in trials:
+        records = pd.DataFrame.from_dict(trial["records"], orient="index")
+        efficacy, generalization = pd.Series(trial["efficacy"]), pd.Series(trial["generalization"])
+        curves.append(Curve(efficacy, generalization, records.mean(), records))
+    return pooled(curves)
+
+
+@cache
+def measured() -> dict[int, dict[str, Curve]]:
+    """The bundled comparison: curves by number of records and method; empty where none was measured."""
+    path = paths.assets() / "tradeoff.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {int(n): {name: stored_curve(trials) for name, trials in methods.items()} for n, methods in stored.items()}

@@ -112,8 +112,6 @@ def _under(edit: Mapping[str, Any]) -> str:
             f"(p = {edit['p_new']:.3g})."
         )
     if edit["hit_new"] < 1.0:
-        return (
-            f"The fact took only partly: “{new}” (p = {edit['p_new']:.3g}) beats “{old}” but “{edit['answer']}” "
-            "comes first."
-        )
+        beaten = f"beats “{old}” but" if old else "is there, but"
+        return f"The fact took only partly: “{new}” (p = {edit['p_new']:.3g}) {beaten} “{edit['answer']}” comes first."
     return ""

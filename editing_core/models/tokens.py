@@ -66,6 +66,7 @@ def _alone(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Cont
     if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.unk_token_id):
         ids = ids[1:]
     inputs = tokenizer(prompt + str(tokenizer.decode(ids[:-1])))["input_ids"]
+    ids = ids[-len(inputs) :]  # a row too short for all labels has places for the last ones only
     start = len(inputs) + 1 - len(ids)
     return Continuation((*inputs[:start], *ids), start, tuple(inputs))
 

@@ -123,7 +123,6 @@ def test_weight_zero_is_no_assistance(tiny_lm, aided, contexts, neighbors, weigh
         assert (relative(full.shifts[site][i], plain.shifts[site][i]) > 0.01) == bool(request.edit_neighbors)
 
 
-@pytest.mark.xfail(strict=True, reason="the adaptive rule waits for labels that weigh nothing")
 def test_weight_zero_is_no_assistance_for_the_adaptive_rule(tiny_models):
     """The factor is lowered when the labels that count come first; a neighbor of weight 0 does not."""
     lm = tiny_models("gpt2")

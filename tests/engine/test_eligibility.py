@@ -181,21 +181,18 @@ def test_exclusion_is_by_prompt_and_by_subject_in_any_case():
     assert without_assisting([second]) == (second,)
 
 
-@pytest.mark.xfail(strict=True, reason="only neighbors are looked through, locality is measured as well")
 def test_no_edit_neighbor_is_measured_as_locality():
     helper = Probe("Clara Haskil plays the", "piano", "Clara Haskil")
     (left,) = without_assisting([asking(edit_neighbors=(helper,), locality=(replace(helper, family="Forgetfulness"),))])
     assert left.locality == ()
 
 
-@pytest.mark.xfail(strict=True, reason="as many assist as count says, also when none is left to measure")
 def test_at_least_one_known_neighbor_is_left_to_measure(pocket, facts):
     request = asking(*facts[:2])
     (chosen,) = with_edit_neighbors([request], eligibility(pocket, [request], 2), count=2)
     assert len(chosen.neighbors) >= 1
 
 
-@pytest.mark.xfail(strict=True, reason="edit neighbors that came without a place do nothing, and nobody is told")
 def test_edit_neighbors_without_a_place_do_not_qualify(pocket, facts):
     (found,) = eligibility(pocket, [asking(edit_neighbors=(unplaced(facts[0]),))])
     assert not found.eligible

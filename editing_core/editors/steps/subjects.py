@@ -7,6 +7,7 @@ subjects' last tokens. Mixing those in protects them. Subjects that are edited o
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Covariance
@@ -18,15 +19,17 @@ PLACES_PER_STEP = 1000
 
 
 @torch.no_grad()
-def subject_moment(
-    lm: LanguageModel, layer: int, places: Sequence[tuple[str, str]], watch: Watch = ignore
-) -> Covariance:
-    """(d_in, d_in) mean of k k^T over places (template, subject), each on its bare prompt."""
-    total = torch.zeros(0)
+def subject_moments(
+    lm: LanguageModel, layers: Sequence[int], places: Sequence[tuple[str, str]], watch: Watch = ignore
+) -> dict[int, Covariance]:
+    """Per layer the (d_in, d_in) mean of k k^T over places (template, subject), each on its bare prompt."""
+    totals: dict[int, Tensor] = {}
     for start in range(0, len(places), PLACES_PER_STEP):
-        some = places[start : start + PLACES_PER_STEP]
-        keys = keys_of(lm, SubjectRows.of(lm, some, Contexts()), Contexts(), layer)  # (d_in, places)
-        total = keys @ keys.T if start == 0 else total + keys @ keys.T
+        rows = SubjectRows.of(lm, places[start : start + PLACES_PER_STEP], Contexts())
+        for layer in layers:
+            keys = keys_of(lm, rows, Contexts(), layer)  # (d_in, places)
+            moment = (keys @ keys.T).cpu()
+            totals[layer] = totals[layer] + moment if layer in totals else moment
         done = min(start + PLACES_PER_STEP, len(places))
-        watch(Step("statistics", done, len(places), note=f"keys of subjects, layer {layer}"))
-    return Covariance((total / len(places)).cpu(), len(places))
+        watch(Step("statistics", done, len(places), note="keys of subjects"))
+    return {layer: Covariance(total / len(places), len(places)) for layer, total in totals.items()}

@@ -183,7 +183,8 @@ class _Problem:
         losses = torch.nn.functional.cross_entropy(logits, t.label_id, reduction="none")
         owner = self.record[t.label_row]
         edit, every = row_means(losses, t, owner, n)
-        wrong = per_record((logits.detach().argmax(-1) != t.label_id).float(), owner, n)
+        counts = t.label_weight > 0
+        wrong = per_record(((logits.detach().argmax(-1) != t.label_id) & counts).float(), owner, n)
         after = self._kl_logits(hidden).log_softmax(-1)
         kl = (after.exp() * (after - self.kl_before)).sum(-1)
         # A norm whose gradient at zero is zero, also where a row is exactly zero.
