@@ -52,7 +52,7 @@ def _outputs(tab: EditTab) -> list[Any]:
     """Whatever any handler of the tab may change; handlers name what they do change."""
     extra = [tab.edit, tab.stop, tab.undo, tab.progress.message, tab.progress.line, tab.progress.losses]
     more = [tab.header.state, tab.header.load, tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions]
-    more.append(tab.form.standing)
+    more += [tab.form.standing, *tab.tradeoff.outputs]
     return _ordered({*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more})
 
 

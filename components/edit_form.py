@@ -115,7 +115,7 @@ def _build_probes() -> dict[str, Any]:
             headers=NEIGHBOR_COLUMNS,
             column_count=3,
             max_height=200,
-            column_widths=["54%", "22%", "24%"],
+            column_widths=["48%", "26%", "26%"],
             label="Neighbors that must not change",
             elem_id="neighbors",
             **common,

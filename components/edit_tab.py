@@ -217,8 +217,17 @@ class EditTab:
 
     def on_tradeoff(self, values: Values) -> Shown:
         """Another comparison, or the page's own runs."""
-        runs = [stored for run_id in values[self.history] if (stored := self.runs.get(run_id))]
-        return tradeoff_view.show(self.tradeoff, str(values[self.tradeoff.source]), runs)
+        return tradeoff_view.show(self.tradeoff, str(values[self.tradeoff.source]), self._kept(values[self.history]))
+
+    def _own_tradeoff(self, values: Values, history: list[str]) -> Shown:
+        """The trade-off with a new run in it, where the page's own runs are shown."""
+        if values[self.tradeoff.source] != tradeoff_view.OWN:
+            return {}
+        return tradeoff_view.show(self.tradeoff, tradeoff_view.OWN, self._kept(history))
+
+    def _kept(self, history: list[str]) -> list[StoredRun]:
+        """The runs of the page that the server still has."""
+        return [stored for run_id in history if (stored := self.runs.get(run_id))]
 
     def on_look(self, values: Values) -> Iterator[Shown]:
         """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""
@@ -286,6 +295,7 @@ class EditTab:
         return {
             **self._idle(values, "", done),
             **shown,
+            **self._own_tradeoff(values, history),
             self.history: history,
             self.undo: gr.Button(interactive=True),
             self.header.state: state,

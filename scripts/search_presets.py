@@ -32,7 +32,6 @@ COLUMNS = ("editor", "settings", "records", "seed", "groups", "k", "converged", 
 COLUMNS += ("generalization_success", "specificity_success", "score_success", "score_accuracy", "collapse_ppl")
 COLUMNS += ("seconds",)
 SEARCH_SEEDS, CONFIRM_SEEDS = (0,), (1, 2)
-CONFIRM_RECORDS = 100
 LEAST_GAIN = 0.5  # smaller differences are within the noise of one draw of records
 log = logging.getLogger("search")
 
@@ -42,12 +41,14 @@ class Search:
     """What is varied, in this order, and on what.
 
     records are split into `groups` edited apart: ROME writes one fact at a time, and its preset is for that.
+    confirm: records on which start and winner are compared once more, split likewise.
     """
 
     ladders: dict[str, tuple[object, ...]]
     records: int
     groups: int
     iterations: int
+    confirm: int = 100
 
 
 _SPREADING = {
@@ -76,6 +77,7 @@ SEARCHES = {
         20,
         20,
         3,
+        40,
     ),
 }
 
@@ -180,7 +182,7 @@ def search(lm: LanguageModel, table: Table, editor: str, start: Settings) -> Ite
             if found > best_grade + LEAST_GAIN:
                 best, best_grade = candidate, found
     for name, settings in (("start again", start), ("winner again", best)):
-        yield name, settings, grade(lm, table, editor, settings, CONFIRM_RECORDS, CONFIRM_SEEDS)
+        yield name, settings, grade(lm, table, editor, settings, plan.confirm, CONFIRM_SEEDS)
 
 
 def main() -> None:

@@ -115,7 +115,7 @@ class Iterative:
             try:
                 with total.applied(lm.model):
                     outcome = self.editor.edit(lm, requests, told)
-            except (NotFinite, torch.linalg.LinAlgError):
+            except (NotFinite, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 return IterativeOutcome(tuple(rounds), not_finite(rows, k))
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
             if done is None or not done.finite:

@@ -83,7 +83,40 @@ def test_suggest_fills_paraphrases_and_neighbors(tab_page):
     tab_page.get_by_text("Paraphrases and neighbors").click()
     tab_page.locator("#suggest").click()
     expect(tab_page.locator("#neighbors")).to_contain_text("opera")
-    expect(tab_page.locator("#neighbors")).to_contain_text("yes")
+    expect(tab_page.locator("#standing")).to_contain_text("known")
+    expect(tab_page.locator("#standing")).not_to_contain_text("assists")
+
+
+def test_a_neighbor_assists_and_is_not_measured(tab_page):
+    tab_page.locator("#example-0").click()
+    tab_page.locator("#strip .es-token-edited").wait_for()
+    tab_page.get_by_text("Paraphrases and neighbors").click()
+    tab_page.locator("#assistance label", has_text="NAP").click()
+    expect(tab_page.locator("#standing")).to_contain_text("assists the edit")
+    neighbors = tab_page.locator("#standing li").count()
+    tab_page.locator("#edit").click()
+    tab_page.locator("#verdict .es-sign").wait_for(timeout=60_000)
+    expect(tab_page.locator("#proof")).to_contain_text("NAP, assisted by")
+    labels = tab_page.locator("#plot-probabilities .js-plotly-plot").evaluate("p => p.data[0].x")
+    assert sum(label.startswith("N") for label in labels) == neighbors - 1
+    expect(tab_page.locator("#table")).to_contain_text("Every rule's choice")
+
+
+def test_cases_are_narrowed_and_runs_stand_in_the_tradeoff(tab_page):
+    run_example(tab_page, 1)
+    tab_page.get_by_text("Cases: every fact").click()
+    rows = tab_page.locator("#case-table tr")
+    expect(rows).to_have_count(8)
+    field = tab_page.locator("#case-text input, #case-text textarea")
+    field.press_sequentially("paul allen")
+    expect(rows).to_have_count(2)
+    field.press_sequentially(" was here")
+    expect(tab_page.locator("#cases")).to_contain_text("No record fits")
+    tab_page.get_by_text("Trade-off: what methods").click()
+    tab_page.locator("#tradeoff-source label").last.click()
+    plot = tab_page.locator("#plot-tradeoff .js-plotly-plot")
+    expect(plot).to_contain_text("specificity accuracy")
+    assert plot.evaluate("p => p.data.map(t => t.x.length)") == [5]
 
 
 def until(true, seconds=20.0):

@@ -1,15 +1,18 @@
 """Handlers: what the form refuses and in which words, what the stores keep, what views show."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from gradio_client import Client
 
-from components import edit_form, progress_view, result_html
+from components import edit_form, progress_view, result_html, result_view
 from components.jobs import Job
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
 from editing_core.data.examples import example
+from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
@@ -126,6 +129,41 @@ def test_neighbor_rows_survive_the_way_there_and_back():
 )
 def test_numbers_have_three_digits_and_powers_of_ten(value, text):
     assert result_html.number(value) == text
+
+
+def test_neighbors_stand_as_the_model_and_the_assistance_have_it(pocket):
+    form = SimpleNamespace(neighbors="neighbors", example="example", together="together", standing="standing")
+    known, unknown = ["Birthplace of Bernard Cornwell:", "London", "Bernard Cornwell"], ["It lies in", "Rome", ""]
+    values = {"neighbors": [known, unknown, [*known[:2], ""]], "example": "", "together": True}
+    shown = edit_form.stand(pocket, values, form, Assist(), 0)["standing"]
+    assert shown.count("known") == 3
+    assert "assists" not in shown
+    shown = edit_form.stand(pocket, values, form, Assist(neighbors="na"), 0)["standing"]
+    first, second, third = shown.split("<li>")[1:4]
+    assert "assists the edit" in first
+    assert "not known now" in second
+    assert "enter the subject" in third
+    alone = edit_form.stand(pocket, {**values, "neighbors": [unknown]}, form, Assist(neighbors="na"), 0)["standing"]
+    assert "No neighbor assists" in alone
+    half = edit_form.stand(pocket, {**values, "neighbors": [["a prompt", "", ""]]}, form, Assist(), 0)["standing"]
+    assert "is empty" in half
+
+
+def test_the_papers_rows_stand_beside_a_run_where_there_are_any(run):
+    assert "has no rows for pocket-gpt2 with memit" in result_html.paper_html(run)
+    shown = result_html.paper_html(replace(run, model="gpt2-xl"))
+    assert "1,000 CounterFact edits at once" in shown
+    assert shown.count("<tr>") == 7
+
+
+def test_a_case_list_escapes_and_says_when_nothing_fits(run):
+    cases = run.cases.assign(prompt="<b>x</b>", reason="'\"<")
+    assert "<b>x" not in result_html.cases_html(cases)
+    assert "No record fits" in result_html.cases_html(cases.head(0))
+    choice = result_view.CaseChoice(state="collapsed")
+    assert "No record fits" in choice.html(run, 1)
+    assert "case-table" in result_view.CaseChoice(order="p_new").html(run, 1)
+    assert "Nothing is edited" in choice.html(run, 0)
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])

@@ -1,0 +1,528 @@
+"""bench and eligible in-process: every flag reaches the run and its files, and one sentence for every refusal.
+
+Small throughout: two or three records, one iteration of three steps, few statistics, two texts.
+"""
+
+import csv
+import json
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from editing_core import cli, cli_bench, cli_plan
+from editing_core.conventions import CLEAN, FAITHFUL
+from editing_core.data.datasets import load_dataset, sample
+from editing_core.data.table import write_requests
+from editing_core.editors.steps.covariance import Corpus
+from editing_core.evaluation.eligibility import eligibility
+from editing_core.models.delta import WeightDelta
+from editing_core.registry import editor_row
+from tests.conftest import bit_equal, snapshot
+
+TUNE = "pocket-facts:tune"
+PROBED = {"case_id", "prompt", "target_new", "target_true", "state", "reason", "p_new", "p_true", "rank_new"}
+PROBED |= {"k", "lost", "neighbors"}
+GOOD = {"subject": "Fanny Davies", "prompt": "{} plays the", "target_new": "guitar", "target_true": "piano"}
+
+
+@pytest.fixture(autouse=True)
+def _loaded(pocket, monkeypatch, corpus):
+    """The bundled model is loaded once, and its statistics are those of a small text."""
+    load = cli_plan.load_model
+    monkeypatch.setattr(
+        cli_plan, "load_model", lambda name, *more: pocket if name == pocket.name else load(name, *more)
+    )
+    monkeypatch.setattr(Corpus, "bundled", staticmethod(lambda name: corpus if name == pocket.name else None))
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps(["The river runs through the old city.", {"Text": "Mary went home by train."}]))
+    return path
+
+
+@pytest.fixture
+def bench(tmp_path, texts, pocket, capsys):
+    """A function from more arguments to what the command left: its folder, summary and output."""
+
+    def run(*more, dataset=TUNE, limit=2, quick=True):
+        out = tmp_path / "results"
+        arguments = ["bench", "--dataset", str(dataset), "--out", str(out)]
+        arguments += ["--limit", str(limit)] if limit else []
+        arguments += ["--iterations", "1", "--set", "steps=3", "--texts", str(texts)] if quick else []
+        before = snapshot(pocket.model)
+        code = cli.run([*arguments, *map(str, more)])
+        printed, err = capsys.readouterr()
+        assert (code, err) == (0, "")
+        assert bit_equal(pocket.model, before)
+        summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+        return SimpleNamespace(
+            out=out,
+            printed=printed,
+            summary=summary,
+            files={path.name for path in out.iterdir()},
+            table=pd.read_csv(out / "iterations.csv"),
+            cases=pd.read_csv(out / "cases.csv"),
+            probes=pd.read_parquet(out / "probes.parquet"),
+        )
+
+    return run
+
+
+@pytest.fixture
+def refused(capsys, monkeypatch, tmp_path):
+    """A function that runs a command which must end with one sentence before anything is edited."""
+
+    def nothing(*_arguments, **_options):
+        raise AssertionError("an edit was begun")
+
+    monkeypatch.setattr(cli_bench, "run_benchmark", nothing)
+
+    def run(*arguments):
+        assert cli.run(list(map(str, arguments))) == 2
+        printed, err = capsys.readouterr()
+        assert printed == ""
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        assert not (tmp_path / "results").exists()
+        return err
+
+    return run
+
+
+def on(*more, dataset=TUNE, out="results"):
+    return ["bench", "--dataset", str(dataset), "--limit", "2", "--out", out, *more]
+
+
+def ids(requests):
+    return [r.case_id for r in requests]
+
+
+# --- protocols -------------------------------------------------------------------------------------------------------
+
+
+def test_batch_of_records(bench):
+    got = bench("--trial", 3, "--seed", 4, "--stop", "none")
+    records = sample(load_dataset(TUNE), 2, 3)
+    assert got.files == {"iterations.csv", "cases.csv", "probes.parquet", "delta.safetensors", "summary.json"}
+    s = got.summary
+    assert (s["dataset"], s["trial"], s["n_edits"], s["seed"], s["preset"]) == (TUNE, 3, 2, 4, "clean")
+    assert s["protocol"] == {"name": "batch", "chunk": 1}
+    assert s["stop"] == {"iterations": 1, "stop": "none", "tolerance": 1.0, "collapse_factor": 3.0}
+    preset = editor_row("memit").preset("pocket-gpt2").settings
+    assert s["settings"] == json.loads(json.dumps({**asdict(preset), "steps": 3}))
+    assert s["conventions"] == asdict(CLEAN)
+    assert (s["model"], s["editor"], s["chosen"], s["malformed"], s["unreadable"]) == ("pocket-gpt2", "memit", 1, 0, 0)
+    assert s["texts"] == "two.json"
+    assert s["known_before"] == 2
+    assert s["stops"] == [{"case_ids": ids(records), "k": 1, "rule": "iterations"}]
+    assert s["last"]["k"] == 1
+    assert s["last"]["collapse_ppl"] == pytest.approx(got.table["collapse_ppl"][1])
+    assert set(s["verdicts"]) == set(got.cases["state"])
+    assert len(s["contexts"]) == 6
+    assert {"python", "torch", "transformers"} <= set(s["versions"])
+    assert [d["parameter"] for d in s["delta"]] == [f"transformer.h.{i}.mlp.c_proj.weight" for i in preset.layers]
+    assert set(WeightDelta.load(got.out / "delta.safetensors").updates) == {d["parameter"] for d in s["delta"]}
+    assert got.cases["case_id"].tolist() == ids(records)
+    assert set(got.cases.columns) == PROBED | {"p_optimised", "p_spread", "steps", "norm", "clamped"}
+    assert got.cases["steps"].tolist() == [3, 3]
+    assert got.cases["neighbors"].tolist() == [len(r.neighbors) for r in records]
+    assert (got.table["protocol"] == "batch").all()
+    assert (got.table["n_edits"] == 2).all()
+    assert "memit, pocket-facts:tune, trial 3, 2 records, batch, clean" in got.printed
+    assert "the model gave the old object for 2 of 2 records" in got.printed
+    assert f"Tables in {got.out}" in got.printed
+
+
+def test_single(bench):
+    got = bench("--protocol", "single", "--editor", "r-rome", "--stop", "perplexity", "--tolerance", "1e6")
+    assert got.files == {"iterations.csv", "cases.csv", "probes.parquet", "summary.json"}
+    assert got.summary["protocol"]["name"] == "single"
+    assert got.summary["stop"]["tolerance"] == 1e6
+    assert [len(stop["case_ids"]) for stop in got.summary["stops"]] == [1, 1]
+    assert {stop["rule"] for stop in got.summary["stops"]} == {"perplexity"}
+    assert got.summary["delta"] == []
+    assert got.summary["rules"] == {}
+    assert set(got.cases.columns) >= PROBED | {"p_optimised", "steps"}
+    assert "fired for 2 of 2 records, each edited alone" in got.printed
+
+
+def test_sequential(bench):
+    got = bench("--protocol", "sequential", "--chunk", 2, "--editor", "r-rome", "--collapse-factor", 0, limit=3)
+    assert got.files == {
+        "iterations.csv", "cases.csv", "probes.parquet", "delta.safetensors", "checkpoints.csv", "summary.json",
+    }  # fmt: skip
+    assert got.summary["protocol"] == {"name": "sequential", "chunk": 2}
+    assert got.summary["stop"]["collapse_factor"] == 0
+    assert [len(stop["case_ids"]) for stop in got.summary["stops"]] == [2, 1]
+    assert got.table["k"].tolist() == [0, 1]
+    assert set(got.cases.columns) == PROBED
+    checkpoints = pd.read_csv(got.out / "checkpoints.csv")
+    assert checkpoints[["n_edits", "when"]].to_numpy().tolist() == [
+        [2, "just after"], [2, "so far"], [3, "just after"], [3, "so far"],
+    ]  # fmt: skip
+    assert checkpoints["efficacy_success"].notna().all()
+    assert (got.table["protocol"] == "sequential, chunks of 2").all()
+    assert "sequential, chunks of 2" in got.printed
+
+
+@pytest.mark.xfail(strict=True, reason="files that a run does not write stay from the one before")
+def test_a_folder_holds_the_files_of_its_last_run_only(bench):
+    bench("--protocol", "sequential", "--editor", "r-rome")
+    got = bench("--protocol", "single", "--editor", "r-rome")
+    assert got.files == {"iterations.csv", "cases.csv", "probes.parquet", "summary.json"}
+
+
+# --- how it is measured ----------------------------------------------------------------------------------------------
+
+
+def test_faithful_preset(bench):
+    got = bench("--preset", "faithful", "--convention", "padding=right", "--editor", "rome")
+    assert got.summary["preset"] == "faithful"
+    assert got.summary["stop"]["stop"] == "none"
+    assert got.summary["conventions"] == {**asdict(FAITHFUL), "padding": "right"}
+    assert (got.summary["settings"]["covariance"], got.summary["settings"]["key"]) == (False, "mixed")
+    assert (got.table["preset"] == "faithful").all()
+    assert got.printed.splitlines()[0].endswith(", faithful")
+
+
+def test_the_paper_rule_is_the_default_and_a_faithful_run_may_have_one():
+    def plan(*more):
+        return cli_plan.read_plan(cli._parser().parse_args(on(*more)))
+
+    assert plan().stop.stop == "perplexity"
+    assert plan().stop.iterations == 10
+    assert plan("--preset", "faithful").stop.stop == "none"
+    assert plan("--preset", "faithful", "--stop", "monotone").stop.stop == "monotone"
+    assert plan("--convention", "padding=left", "--convention", "zeros=dropped").conventions == CLEAN.changed(
+        {"padding": "left", "zeros": "dropped"}
+    )
+
+
+def test_bundled_texts_are_the_default(bench):
+    got = bench("--editor", "r-rome", "--iterations", "1", "--set", "steps=1", limit=1, quick=False)
+    own = bench("--editor", "r-rome", "--set", "steps=1", limit=1)
+    assert (got.summary["texts"], own.summary["texts"]) == ("bundled", "two.json")
+    assert got.table["collapse_ppl"][0] != pytest.approx(own.table["collapse_ppl"][0])
+    assert got.table["efficacy_success"].equals(own.table["efficacy_success"])
+
+
+# --- assistance ------------------------------------------------------------------------------------------------------
+
+
+def test_neighbor_assistance(bench):
+    got = bench("--neighbors", "na", "--assist", "weighting=paper", "--assist", "weight=0.5", "--neighbor-keys", "2")
+    assist = got.summary["assist"]
+    assert (assist["neighbors"], assist["weighting"], assist["weight"], assist["keys"]) == ("na", "paper", 0.5, 2.0)
+    named = "NA (paper, w 0.5) + neighbor keys (1, mu 2)"
+    assert (got.table["assist"] == named).all()
+    assert f"memit + {named}, " in got.printed
+    plain = {r.case_id: len(r.neighbors) for r in sample(load_dataset(TUNE), 2, 0)}
+    # Edit neighbors are not measured.
+    assert all(row.neighbors < plain[row.case_id] for row in got.cases.itertuples())
+
+
+def test_statistics_of_subjects(bench):
+    more = ["--statistics", "subjects", "--assist", "subject_share=0.5", "--set", "layers=0"]
+    got = bench(*more, limit=1)
+    assert got.summary["assist"]["statistics"] == "subjects"
+    assert got.summary["assist"]["subject_share"] == 0.5
+    assert (got.table["assist"] == "subject statistics").all()
+    plain = bench("--set", "layers=0", limit=1)
+    assert got.table["ppl_optimised"][1] == pytest.approx(plain.table["ppl_optimised"][1])
+    assert got.table["ppl_spread"][1] != pytest.approx(plain.table["ppl_spread"][1])
+    assert (plain.table["assist"] == "off").all()
+
+
+@pytest.fixture
+def mixed(tmp_path, pocket):
+    """Three records, of which the middle one has no neighbors."""
+    records = list(sample(load_dataset(TUNE), 2, 0))
+    bare = {**GOOD, "case_id": "bare"}
+    path = tmp_path / "mixed.json"
+    write_requests(records, path)
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps([rows[0], bare, rows[1]]))
+    assert all(entry.eligible for entry in eligibility(pocket, records))
+    return path, records
+
+
+def test_only_eligible_records(bench, mixed):
+    path, records = mixed
+    more = ["--eligible", "--neighbors", "na", "--editor", "r-rome", "--assist", "count=2"]
+    got = bench(*more, dataset=f"table:{path}", limit=None)
+    assert got.summary["eligibility"] == {"eligible": 2, "records": 3, "reasons": {"it has no neighbors": 1}}
+    assert got.summary["n_edits"] == 2
+    assert got.cases["case_id"].tolist() == ids(records)
+    assert "2 of 3 records qualify. 1: it has no neighbors" in got.printed
+    for request in records:
+        assisting = {n.prompt for n in request.neighbors[:2]}
+        asked = got.probes[(got.probes["case_id"] == request.case_id) & (got.probes["kind"] == "neighbor")]
+        assert not assisting & set(asked["prompt"])
+
+
+@pytest.mark.xfail(strict=True, reason="--eligible takes the first neighbors whatever --assist choice says")
+def test_eligible_records_with_neighbors_chosen_at_random(pocket):
+    records = list(sample(load_dataset(TUNE), 4, 0))
+    options = cli._parser().parse_args(on("--eligible", "--neighbors", "na", "--assist", "choice=random"))
+    kept, _ = cli_bench._qualifying(pocket, records, 2, 1, options)
+    assert [r.edit_neighbors for r in kept] != [r.neighbors[:1] for r in records]
+
+
+def test_eligible_writes_records_that_load_again(capsys, mixed, tmp_path, bench):
+    path, records = mixed
+    out = tmp_path / "qualifying.json"
+    more = ["--count", "2", "--minimum", "3", "--choice", "random", "--seed", "1", "--out", str(out)]
+    assert cli.run(["eligible", "--dataset", f"table:{path}", *more]) == 0
+    assert capsys.readouterr() == ("2 of 3 records qualify. 1: it has no neighbors\n", "")
+    loaded = load_dataset(f"table:{out}")
+    assert ids(loaded) == ids(records)
+    for request, plain in zip(loaded, records, strict=True):
+        assert len(request.edit_neighbors) == 2
+        assert set(request.edit_neighbors) <= set(plain.neighbors)
+        assert set(request.neighbors) < set(plain.neighbors)
+        assert not {n.subject for n in request.neighbors} & {n.subject for n in request.edit_neighbors}
+        assert (request.paraphrases, request.target_new) == (plain.paraphrases, plain.target_new)
+    got = bench("--neighbors", "na", "--assist", "count=2", "--editor", "r-rome", dataset=f"table:{out}", limit=None)
+    asked = got.probes[(got.probes["k"] == 0) & (got.probes["kind"] == "neighbor")]
+    assert sorted(asked["prompt"]) == sorted(n.prompt for r in loaded for n in r.neighbors)
+    assert got.summary["notes"] == []
+
+
+def test_eligible_without_a_file_only_counts(capsys, tmp_path):
+    assert cli.run(["eligible", "--dataset", TUNE, "--limit", "3", "--trial", "1"]) == 0
+    assert "of 3 records qualify" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+# --- own records -----------------------------------------------------------------------------------------------------
+
+
+def as_csv(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return f"table:{path}"
+
+
+ROWS = [
+    {**GOOD, "case_id": "7", "neighbors": "Clara Haskil :: {} plays the=piano | Artur Rubinstein plays the=piano"},
+    {**GOOD, "case_id": "8", "prompt": "without a place"},
+    {**GOOD, "case_id": "9", "subject": "Clara Haskil", "target_new": "violin"},
+    {**GOOD, "case_id": "10", "subject": "Zoë", "target_new": "violin"},
+]
+
+
+def test_malformed_and_unreadable_records_can_be_left_out(bench, tmp_path):
+    got = bench("--skip-bad", "--editor", "r-rome", dataset=as_csv(tmp_path / "own.csv", ROWS), limit=None)
+    assert (got.summary["malformed"], got.summary["unreadable"], got.summary["n_edits"]) == (1, 1, 2)
+    assert got.summary["dataset"] == "table:own.csv"
+    assert got.cases["case_id"].tolist() == [7, 9]
+    assert got.cases["neighbors"].tolist() == [2, 0]
+    assert "Left out: 1 the model cannot read, 1 malformed." in got.printed
+
+
+def test_malformed_records_are_listed(refused, tmp_path):
+    rows = [*ROWS[:2], {**GOOD, "case_id": "7"}, {**GOOD, "target_new": "", "case_id": "11"}]
+    dataset = as_csv(tmp_path / "own.csv", rows)
+    err = refused(*on(dataset=dataset))
+    assert "3 of 4 records of table:own.csv cannot be used" in err
+    assert "Row 2, prompt: The prompt 'without a place' has 0 places {}" in err
+    assert "Row 3, case_id: The case_id 7 is taken by row 1" in err
+    assert "Row 4, target_new: An edit has missing target_new" in err
+    assert "(--skip-bad)" in err
+
+
+def test_case_ids_of_both_kinds(bench, tmp_path):
+    """Numbers and text in one file, as a JSON table may have them."""
+    rows = [{**GOOD, "case_id": 7}, {**GOOD, "case_id": "nine", "subject": "Clara Haskil"}]
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(rows))
+    got = bench("--editor", "r-rome", dataset=f"table:{path}", limit=None)
+    assert got.summary["stops"][0]["case_ids"] == [7, "nine"]
+    assert len(got.cases) == 2
+
+
+# --- generated texts -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speaking(tmp_path):
+    """A data set with generation prompts and a file of references for its new object."""
+    rows = [
+        {**GOOD, "relation_id": "P1303", "target_new_id": "Q6607", "generation_prompts": ["Fanny Davies likes the"]},
+        {**GOOD, "case_id": 1, "subject": "Clara Haskil"},
+    ]
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps(rows))
+    references = tmp_path / "references.json"
+    entry = {"relation_id": "P1303", "target_id": "Q6607", "samples": [{"text": "He plays the guitar in a band."}]}
+    references.write_text(json.dumps([entry]))
+    return f"table:{path}", references
+
+
+def test_generation_columns(bench, speaking):
+    dataset, references = speaking
+    more = ["--generate", "--references", references, "--editor", "r-rome", "--set", "steps=20"]
+    got = bench(*more, "--iterations", "2", "--stop", "none", dataset=dataset, limit=None)
+    assert got.table["k"].tolist() == [0, 1, 2]
+    for column in ("fluency", "consistency"):
+        assert got.table[column].notna().tolist() == [True, False, True]
+        assert got.summary["last"][column] == pytest.approx(got.table[column][2])
+    assert (got.table["fluency"].dropna() > 100).all()
+    assert got.table["consistency"].dropna().between(0, 100).all()
+    assert "fluency" in got.printed
+
+
+def test_generation_without_prompts_stays_blank(bench, tmp_path):
+    dataset = as_csv(tmp_path / "own.csv", [GOOD])
+    got = bench("--generate", "--editor", "r-rome", "--set", "steps=1", dataset=dataset, limit=None)
+    assert got.table[["fluency", "consistency"]].isna().all(axis=None)
+    assert "fluency" not in got.summary["last"]
+
+
+# --- the paper's rows ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "editor", "dataset", "assist", "there"),
+    [
+        ("gpt2-xl", "memit", "counterfact", "off", True),
+        ("gpt2-xl", "memit", "zsre", "off", True),
+        ("pocket-gpt2", "memit", "counterfact", "off", False),
+        ("gpt2-xl", "alphaedit", "counterfact", "off", False),
+        ("gpt2-xl", "memit", "pocket-facts", "off", False),
+        ("gpt2-xl", "memit", "table", "off", False),
+    ],
+)
+def test_beside_the_paper(model, editor, dataset, assist, there):
+    result = SimpleNamespace(
+        iterations=pd.DataFrame({"k": [0, 1, 2], "efficacy_success": [0.0, 50.0, 99.0]}),
+        plan=SimpleNamespace(editor=editor, assist=SimpleNamespace(neighbors=assist)),
+        protocol=SimpleNamespace(name="batch"),
+    )
+    table = cli_bench._beside(SimpleNamespace(name=model), result, dataset)
+    assert (table is not None) == there
+    if there:
+        assert table["k"].tolist() == [0, 1, 2]
+        assert table["efficacy_success"].tolist() == [0.0, 50.0, 99.0]
+        assert table["efficacy_success_paper"].notna().any()
+
+
+def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
+    monkeypatch.setattr(cli_bench, "_beside", lambda *_given: pd.DataFrame({"k": [0, 1], "efficacy_success": [1, 2]}))
+    got = bench("--editor", "r-rome", "--set", "steps=1", limit=1)
+    assert pd.read_csv(got.out / "beside_paper.csv")["k"].tolist() == [0, 1]
+    assert "are in beside_paper.csv" in got.printed
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (on("--trial", "10000"), "Trial 10000 was asked for, this data set has"),
+        (on("--trial", "-1"), "Trial -1 was asked for"),
+        (on("--trial", "x"), "invalid int value: 'x'"),
+        (on("--protocol", "all"), "invalid choice: 'all'"),
+        (on("--protocol", "sequential", "--chunk", "0"), "chunk is 0, allowed are whole numbers from 1 to"),
+        (on("--preset", "honest"), "invalid choice: 'honest'"),
+        (on("--convention", "padding"), "--convention takes KEY=VALUE, got 'padding'"),
+        (on("--convention", "padding=middle"), "padding is 'middle', allowed are right, left"),
+        (on("--convention", "colour=red"), "Unknown setting 'colour'"),
+        (on("--assist", "weighting"), "--assist takes KEY=VALUE, got 'weighting'"),
+        (on("--assist", "weighting=ours"), "weighting is 'ours', allowed are code, paper"),
+        (on("--assist", "colour=red"), "Unknown setting 'colour'"),
+        (on("--neighbors", "all"), "invalid choice: 'all'"),
+        (on("--neighbor-keys", "-1"), "keys is -1.0, allowed are numbers from 0 to"),
+        (on("--statistics", "words"), "invalid choice: 'words'"),
+        (on("--collapse-factor", "-1"), "collapse_factor is -1.0"),
+        (on("--tolerance", "-1"), "tolerance is -1.0"),
+        (on("--iterations", "11"), "iterations is 11, allowed are whole numbers from 1 to 10"),
+        (on("--editor", "memitt"), "Unknown editor 'memitt'. Did you mean 'memit'?"),
+        (on("--set", "layers=0", "--editor", "rome"), "Unknown setting 'layers'"),
+        (on("--texts", "nowhere.json"), "nowhere.json is not a readable JSON file"),
+        (on(dataset="table:nowhere.csv"), "There is no file 'nowhere.csv'"),
+        (on(dataset="table"), "The data set table is not bundled; give a path: table:PATH"),
+        (on(dataset="pocket-facts:dev"), "Unknown part of pocket-facts 'dev'"),
+        (on(dataset="pocket-fact"), "Did you mean 'pocket-facts'?"),
+        (on("--direction", "back"), "invalid choice: 'back'"),
+        (["eligible"], "the following arguments are required: --dataset"),
+        (["eligible", "--dataset", TUNE, "--choice", "last"], "invalid choice: 'last'"),
+        (["eligible", "--dataset", "table:nowhere.csv"], "There is no file 'nowhere.csv'"),
+        (["eligible", "--dataset", TUNE, "--limit", "2", "--minimum", "99"], "None of the 2 records qualifies"),
+        (on("--eligible", "--assist", "minimum=10", "--trial", "0"), "None of the 2 records qualifies"),
+    ],
+)  # fmt: skip
+def test_refusals(refused, arguments, message, monkeypatch):
+    if "minimum=10" in arguments:  # they have ten neighbors at most
+        monkeypatch.setattr(cli_bench, "eligibility", lambda lm, some, _minimum: eligibility(lm, some, 99))
+    assert message in refused(*arguments)
+
+
+def test_neighbor_keys_need_an_editor_that_spreads(capsys, tmp_path, texts):
+    for editor in ("rome", "r-rome"):
+        more = ["--editor", editor, "--neighbor-keys", "1", "--texts", str(texts)]
+        assert cli.run(on(*more, out=str(tmp_path / "results"))) == 2
+        printed, err = capsys.readouterr()
+        assert printed == ""
+        assert err.count("\n") == 1
+        assert "Neighbor keys are protected while a change is spread, which ROME does not do; set keys to 0" in err
+    assert not (tmp_path / "results").exists()
+
+
+def test_none_of_the_records_is_readable(refused, tmp_path):
+    dataset = as_csv(tmp_path / "own.csv", [ROWS[3]])
+    err = refused("bench", "--dataset", dataset, "--out", tmp_path / "results")
+    assert "None of the 1 records can be used: pocket-gpt2 was trained on plain English letters only" in err
+
+
+def test_generation_needs_one_edit_of_all(capsys, tmp_path, texts, monkeypatch):
+    monkeypatch.setattr(cli_bench, "run_benchmark", lambda *_a, **_k: SimpleNamespace(delta=None))
+    more = ["--generate", "--protocol", "single", "--texts", str(texts)]
+    assert cli.run(on(*more, out=str(tmp_path / "results"))) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "--generate needs one edit of all records, which --protocol single has not; leave it out." in err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--generate", "--protocol", "single"], "--generate needs one edit of all records"),
+        (["--generate", "--references", "nowhere.json"], "nowhere.json cannot be read"),
+    ],
+)
+@pytest.mark.xfail(strict=True, raises=AssertionError, reason="refused only after all records were edited")
+def test_what_cannot_be_generated_is_refused_before_the_edit(refused, more, message):
+    assert message in refused(*on(*more))
+
+
+@pytest.mark.xfail(strict=True, reason="a text of one token has no perplexity: it is NaN, and the guard fires")
+def test_texts_of_one_token(bench, texts):
+    texts.write_text(json.dumps(["a", "The river runs through the old city."]))
+    got = bench("--editor", "r-rome", limit=1)
+    assert got.table["collapse_ppl"].notna().all()
+
+
+@pytest.mark.xfail(strict=True, reason="generation prompts are not looked at when records are checked")
+def test_generation_prompts_the_model_cannot_read(pocket):
+    strange, good = sample(load_dataset(TUNE), 2, 0)
+    object.__setattr__(strange, "generation_prompts", ("Zoë likes",))
+    kept, left_out = cli_bench.readable(pocket, [strange, good])
+    assert ids(kept) == [good.case_id]
+    assert len(left_out) == 1
+
+
+def test_a_folder_that_cannot_be_written(capsys, tmp_path, texts):
+    (tmp_path / "taken").write_text("a file, not a folder")
+    more = ["--editor", "r-rome", "--iterations", "1", "--set", "steps=1", "--texts", str(texts)]
+    assert cli.run(on(*more, out=str(tmp_path / "taken"))) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "could not be written" in err
