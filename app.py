@@ -83,7 +83,8 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
         **MODEL_QUEUE,
     )
     present(form.suggest.click(tab.on_suggest, inputs, **quiet).then)
-    gr.on([tab.settings.editor.input, tab.settings.conventions.input], tab.on_editor, inputs, **quiet)
+    tab.settings.editor.input(tab.on_editor, inputs, **quiet)
+    tab.settings.conventions.input(tab.on_conventions, inputs, **quiet)
     present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
     present(tab.header.load.click(tab.on_load, inputs, **quiet, **MODEL_QUEUE).then)
     page.load(tab.on_editor, inputs, **quiet)

@@ -92,6 +92,11 @@ class EditTab:
             self.header.load: gr.Button(visible=not loaded),
         }
 
+    def on_conventions(self, values: Values) -> Shown:
+        """Clean or faithful: the preset, and the published code's fixed number of iterations."""
+        faithful = values[self.settings.conventions] == "faithful"
+        return {**self.on_editor(values), self.settings.stop: "none" if faithful else "perplexity"}
+
     def on_load(self, values: Values) -> Iterator[Shown]:
         """Load the chosen model."""
         model, editor = values[self.header.model], values[self.settings.editor]

@@ -62,8 +62,9 @@ def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str,
 
 def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:
     lm, row = host.get(model), editor_row(editor)
-    layers = [layer for layer in row.layers(row.preset(model).settings) if layer < lm.layers]
-    if not layers:
+    settings = row.preset(model).settings
+    layers = [layer for layer in row.layers(settings) if layer < lm.layers]
+    if not layers or not row.needs_statistics(settings):
         return "no statistics needed"
     corpus = Corpus.bundled(model) or store.corpus_of(lm)
     if corpus is None:

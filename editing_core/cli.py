@@ -17,6 +17,7 @@ from editing_core import cli_bench, cli_plan
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, pairs, progress, read_plan
 from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
+from editing_core.data.problems import BadRecords
 from editing_core.data.table import neighbor_of, read_edits
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, EditingError
@@ -27,6 +28,8 @@ from editing_core.runs.export import html_page, write_text
 from editing_core.runs.record import RunResult
 from editing_core.session import look, planned, run_edit
 from editing_core.types import EditRequest
+
+SHOWN_PROBLEMS = 100
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
         options.command(options)
     except EditingError as error:
         sys.stderr.write(f"{error}\n")
+        if isinstance(error, BadRecords):
+            sys.stderr.writelines(f"{problem}\n" for problem in error.problems[:SHOWN_PROBLEMS])
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("Interrupted; nothing was changed.\n")
@@ -86,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--example", help="number or name of a bundled example")
-    parser.add_argument("--file", type=Path, help="JSON list of edits")
+    parser.add_argument("--file", type=Path, help="edits as CSV, JSONL or JSON; CounterFact records too")
     parser.add_argument("--repeat", type=Path, help="a run saved with --json: the same edits, settings and seed")
     parser.add_argument("--subject")
     parser.add_argument("--prompt", help="with {} where the subject belongs")

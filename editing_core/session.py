@@ -30,7 +30,7 @@ from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.models.delta import Proof, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
-from editing_core.runs.record import EditPlan, RunResult, with_targets
+from editing_core.runs.record import SCHEMA, EditPlan, RunResult, with_targets
 from editing_core.types import EditRequest, Probe, Row, Step, Watch, ignore
 
 MAX_REQUESTS = 2000
@@ -130,6 +130,10 @@ def assisted(
 
 def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPlan]:
     """What a saved run (`RunResult.to_json`) was asked to do; running it again gives the same result."""
+    if record.get("schema", SCHEMA) != SCHEMA:
+        raise BadRequest(
+            f"This run was saved with schema {str(record['schema'])[:20]}, this version reads {SCHEMA}; edit again."
+        )
     try:
         row = editor_row(record["editor"])
         values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}

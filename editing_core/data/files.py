@@ -22,7 +22,9 @@ _SURPLUS = "cells without a column"
 
 
 class Cells(dict[str, Any]):
-    """A row of a CSV table: every value is text, and empty cells are left out."""
+    """A row of a CSV table: every value is text, and empty cells are left out. columns: all the table has."""
+
+    columns: tuple[str, ...] = ()
 
 
 def locate(path: str) -> Path:
@@ -73,14 +75,16 @@ def _rows(text: str) -> list[Any]:
     columns = reader.fieldnames or []
     if len(set(columns)) != len(columns):
         raise ValueError("two columns have the same name")
-    return [_row(row, len(columns)) for row in reader]
+    return [_row(row, tuple(columns)) for row in reader]
 
 
-def _row(row: dict[str, Any], columns: int) -> Any:
+def _row(row: dict[str, Any], columns: tuple[str, ...]) -> Any:
     if surplus := row.pop(_SURPLUS, None):
-        got = f"The row has {columns + len(surplus)} cells under {columns} columns"
+        got = f"The row has {len(columns) + len(surplus)} cells under {len(columns)} columns"
         return Malformed("row", got, "put texts that hold a comma in double quotes")
-    return Cells({name: cell for name, cell in row.items() if cell is not None and cell.strip()})
+    cells = Cells({name: cell for name, cell in row.items() if cell is not None and cell.strip()})
+    cells.columns = columns
+    return cells
 
 
 _READERS: dict[str, tuple[Callable[[str], Any], str, str]] = {

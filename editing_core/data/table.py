@@ -116,11 +116,12 @@ def _counterfact(record: Mapping[str, Any], number: int, source: str) -> EditReq
 
 
 def _check_names(record: Mapping[str, Any]) -> None:
-    unknown = sorted(map(str, set(record) - FIELDS))
+    named = set(record.columns) if isinstance(record, Cells) else set(record)
+    unknown = sorted(map(str, named - FIELDS))
     missing = [name for name in NEEDED if record.get(name) is None]
     if unknown or missing:
-        named = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(sorted(missing))}"
-        raise Malformed((unknown or missing)[0], f"An edit has {named}", f"allowed are {', '.join(sorted(FIELDS))}")
+        wrong = f"unknown {', '.join(unknown)}" if unknown else f"missing {', '.join(sorted(missing))}"
+        raise Malformed((unknown or missing)[0], f"An edit has {wrong}", f"allowed are {', '.join(sorted(FIELDS))}")
 
 
 def _check_kinds(given: dict[str, Any]) -> None:

@@ -41,17 +41,23 @@ class Evaluator:
         first choice at each position of `labels`, the probe's own answer (the new object for edit prompts and
         paraphrases), and answer their text.
         """
-        asked = [_Asked(request, *probe) for request in requests for probe in _probes(request)]
+        asked = [probe for request in requests for probe in _probes(request)]
         compared = [a for a in asked if a.true]
         # Together, because both objects of a prompt mostly share one forward row.
+        others = [(a, alias) for a in asked for alias in a.aliases]
         pairs = [(a.prompt, a.request.target_new) for a in asked] + [(a.prompt, a.true) for a in compared]
+        pairs += [(a.prompt, alias) for a, alias in others]
         groups = None
         if self.conventions.padding == "left":
             groups = [(a.request.case_id, a.kind, "new") for a in asked]
             groups += [(a.request.case_id, a.kind, "true") for a in compared]
-        scores = score_objects(lm, pairs, self.conventions.objects, groups)
-        true = dict(zip((id(a) for a in compared), scores[len(asked) :], strict=True))
-        rows = [_row(lm, a, n, true.get(id(a))) for a, n in zip(asked, scores[: len(asked)], strict=True)]
+            groups += [(a.request.case_id, a.kind, alias) for a, alias in others]
+        scores = iter(score_objects(lm, pairs, self.conventions.objects, groups))
+        new = [next(scores) for _ in asked]
+        true = {id(a): next(scores) for a in compared}
+        for a, _ in others:  # an alias counts as right as well; probabilities stay those of the answer
+            true[id(a)] = replace(true[id(a)], hit=max(true[id(a)].hit, next(scores).hit))
+        rows = [_row(lm, a, n, true.get(id(a))) for a, n in zip(asked, new, strict=True)]
         return pd.DataFrame(rows, columns=PROBE_COLUMNS)
 
     def collapse(self, lm: LanguageModel) -> float:
@@ -92,20 +98,21 @@ class _Asked:
     prompt: str
     true: str
     family: str = ""
+    aliases: tuple[str, ...] = ()
 
 
-def _probes(request: EditRequest) -> list[tuple[str, int, str, str] | tuple[str, int, str, str, str]]:
-    """Everything asked about a request, as fields of `_Asked`."""
+def _probes(request: EditRequest) -> list[_Asked]:
+    """Everything asked about a request."""
     true = request.target_true or ""
-    probes: list[tuple[str, int, str, str] | tuple[str, int, str, str, str]] = [("edit", 0, request.full_prompt, true)]
-    probes += [("paraphrase", i, prompt, true) for i, prompt in enumerate(request.paraphrases)]
+    asked = [_Asked(request, "edit", 0, request.full_prompt, true)]
+    asked += [_Asked(request, "paraphrase", i, prompt, true) for i, prompt in enumerate(request.paraphrases)]
     for kind, some in (
         ("neighbor", request.neighbors),
         ("locality", request.locality),
         ("portability", request.portability),
     ):
-        probes += [(kind, i, p.prompt, p.answer, p.family) for i, p in enumerate(some)]
-    return probes
+        asked += [_Asked(request, kind, i, p.prompt, p.answer, p.family, p.aliases) for i, p in enumerate(some)]
+    return asked
 
 
 def _row(lm: LanguageModel, a: _Asked, new: ObjectScore, true: ObjectScore | None) -> tuple[object, ...]:

@@ -298,3 +298,15 @@ def test_the_unedited_row_follows_the_convention(pocket, known):
         edit, every = log_perplexity(pocket, run.requests, objective)
         wanted = float((every if which == "all" else edit).exp())
         assert run.iterations["ppl_spread"][0] == pytest.approx(wanted, rel=1e-4), which
+
+
+def test_an_alias_counts_as_right(pocket, known):
+    """The answer stays the one whose probability is told."""
+    neighbor = known.neighbors[0]
+    asked = replace(known, neighbors=(replace(neighbor, answer="Xanadu"), neighbor))
+    plain = Evaluator().score(pocket, [asked]).query("kind == 'neighbor'")
+    told = replace(asked, neighbors=(replace(asked.neighbors[0], aliases=("Nowhere", neighbor.answer)), neighbor))
+    with_alias = Evaluator().score(pocket, [told]).query("kind == 'neighbor'")
+    assert plain["hit_true"].tolist() == [0.0, 1.0]
+    assert with_alias["hit_true"].tolist() == [1.0, 1.0]
+    assert with_alias["logp_true"].tolist() == plain["logp_true"].tolist()

@@ -201,3 +201,10 @@ def test_templates_load_and_agree():
         assert from_csv.neighbors == from_json.neighbors
         assert [p.prompt for p in from_csv.locality] == [p.prompt for p in from_json.locality]
         assert all(from_csv.subject in text for text in from_csv.paraphrases)
+
+
+def test_a_misspelled_column_is_told_even_where_its_cells_are_empty(tmp_path):
+    path = tmp_path / "edits.csv"
+    path.write_text("subject,prompt,target_new,neighbours\nMary,{} lives in,Rome,\n")
+    with pytest.raises(BadRequest, match="An edit has unknown neighbours"):
+        read_edits(path)
