@@ -34,7 +34,7 @@ from editing_core.types import EditRequest
 ROOT = Path(__file__).resolve().parent.parent
 STORE, PAGE = ROOT / "assets" / "tradeoff.json", ROOT / "docs" / "tradeoff.md"
 APART = 3  # known neighbors set apart per record
-TRIALS = {100: 2, 300: 1}
+TRIALS = {100: 1, 300: 1}
 OTHERS, STRIDE = 200, 7  # other known facts about nobody edited or measured: how many, taking every seventh
 log = logging.getLogger("tradeoff")
 
