@@ -13,6 +13,7 @@ from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_l
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
 from editing_core.data.table import write_requests
 from editing_core.data.texts import read_texts
+from editing_core.editors.assist import Assist
 from editing_core.errors import BadRequest
 from editing_core.evaluation.consistency import bundled_references, read_references
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
@@ -98,7 +99,7 @@ def _bench(options: argparse.Namespace) -> None:
     told: dict[str, Any] = {"dataset": loaded.name, "trial": options.trial, "preset": options.preset}
     told |= {"malformed": len(loaded.problems), "unreadable": len(rejected)}
     if options.eligible:
-        requests, told["eligibility"] = _qualifying(lm, requests, plan.assist.minimum, plan.assist.count, options)
+        requests, told["eligibility"] = _qualifying(lm, requests, plan.assist, plan.seed)
     evaluator = Evaluator(texts) if texts else Evaluator()
     told["texts"] = options.texts.name if options.texts else "bundled"
     result = run_benchmark(lm, requests, plan, protocol, watch=progress, evaluator=evaluator)
@@ -151,12 +152,11 @@ def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
 
 
 def _qualifying(
-    lm: LanguageModel, requests: Sequence[EditRequest], minimum: int, count: int, options: argparse.Namespace
+    lm: LanguageModel, requests: Sequence[EditRequest], assist: Assist, seed: int
 ) -> tuple[list[EditRequest], dict[str, Any]]:
     """Eligible records with edit neighbors chosen, and the counts."""
-    choice = getattr(options, "choice", "first")
-    found = eligibility(lm, requests, minimum)
-    chosen = with_edit_neighbors(requests, found, count, choice, options.seed, only_known=True)
+    found = eligibility(lm, requests, assist.minimum)
+    chosen = with_edit_neighbors(requests, found, assist.count, assist.choice, seed, only_known=True)
     kept = [r for r, entry in zip(chosen, found, strict=True) if entry.eligible]
     reasons = Counter(entry.reason for entry in found if entry.reason)
     if not kept:
@@ -173,7 +173,8 @@ def _eligible(options: argparse.Namespace) -> None:
     loaded, requests = _records(options)
     lm = cli_plan.load_model(options.model, options.dtype)
     requests, rejected = readable(lm, requests)
-    kept, counts = _qualifying(lm, requests, options.minimum, options.count, options)
+    assist = Assist(minimum=options.minimum, count=options.count, choice=options.choice)
+    kept, counts = _qualifying(lm, requests, assist, options.seed)
     if options.out:
         write_requests(kept, options.out)
     if rejected:
