@@ -3,7 +3,7 @@
 import argparse
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,11 @@ from editing_core import cli_plan
 from editing_core.benchmark_files import write_benchmark
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, progress, read_plan
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
-from editing_core.data.table import write_requests
+from editing_core.data.table import PROBES, TEXTS, write_requests
 from editing_core.data.texts import read_texts
 from editing_core.editors.assist import Assist
 from editing_core.errors import BadRequest
-from editing_core.evaluation.consistency import bundled_references, read_references
+from editing_core.evaluation.consistency import References, bundled_references, read_references
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.generation import generation_metrics
@@ -24,8 +24,6 @@ from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, run_benchmark
 from editing_core.types import EditRequest
-
-Rejected = tuple[EditRequest, str]
 
 
 def add(commands: Any) -> None:
@@ -72,55 +70,83 @@ def _format(name: str) -> str:
     return base if base in FORMATS else "pocket-facts"
 
 
-def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[list[EditRequest], list[Rejected]]:
-    """Requests the model can read, and the others with the reason."""
-    good: list[EditRequest] = []
-    bad: list[Rejected] = []
-    for request in requests:
+@dataclass(frozen=True)
+class Readable:
+    """What a model can read of some records. rejected: records whose fact it cannot read; dropped: probes left out."""
+
+    requests: list[EditRequest]
+    rejected: int
+    dropped: int
+
+
+def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> Readable:
+    """Records whose fact the model can read, without the paraphrases and probes it cannot."""
+
+    def reads(*texts: str) -> bool:
         try:
-            for text in request.texts:
+            for text in texts:
                 lm.check_text(text)
-        except BadRequest as error:
-            bad.append((request, str(error)))
-        else:
-            good.append(request)
-    if not good:
-        raise BadRequest(f"None of the {len(requests)} records can be used: {bad[0][1]}")
-    return good, bad
+        except BadRequest:
+            return False
+        return True
+
+    kept = [r for r in requests if reads(r.subject, r.prompt, r.target_new, r.target_true or "")]
+    if not kept:
+        lm.check_text(" ".join((requests[0].full_prompt, requests[0].target_new, requests[0].target_true or "")))
+    cut = []
+    for r in kept:
+        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(p.prompt, p.answer)) for n in PROBES}
+        left |= {n: tuple(text for text in getattr(r, n) if reads(text)) for n in TEXTS}
+        cut.append(replace(r, **left))
+    dropped = sum(_probes(r) for r in kept) - sum(_probes(r) for r in cut)
+    return Readable(cut, len(requests) - len(kept), dropped)
+
+
+def _probes(request: EditRequest) -> int:
+    return sum(len(getattr(request, name)) for name in (*TEXTS, *PROBES))
 
 
 def _bench(options: argparse.Namespace) -> None:
     plan = read_plan(options)
     protocol = Protocol(options.protocol, options.chunk)
+    references = _references(options)
     loaded, requests = _records(options)
     texts = read_texts(options.texts) if options.texts else None
     lm = cli_plan.load_model(options.model, options.dtype)
-    requests, rejected = readable(lm, requests)
+    read = readable(lm, requests)
+    requests = read.requests
     told: dict[str, Any] = {"dataset": loaded.name, "trial": options.trial, "preset": options.preset}
-    told |= {"malformed": len(loaded.problems), "unreadable": len(rejected)}
+    told |= {"malformed": len(loaded.problems), "unreadable": read.rejected, "unreadable_probes": read.dropped}
     if options.eligible:
         requests, told["eligibility"] = _qualifying(lm, requests, plan.assist, plan.seed)
     evaluator = Evaluator(texts) if texts else Evaluator()
     told["texts"] = options.texts.name if options.texts else "bundled"
     result = run_benchmark(lm, requests, plan, protocol, watch=progress, evaluator=evaluator)
     end_progress()
-    if options.generate:
-        result = _with_generation(lm, result, options)
+    if references is not None:
+        result = _with_generation(lm, result, references, options.seed)
     beside = _beside(lm, result, options.dataset.partition(":")[0])
     write_benchmark(result, options.out, lm, told, beside)
     _print(result, told, beside is not None)
     print(f"\n{result.stopped} {result.seconds:.1f} s. Tables in {options.out}")
 
 
-def _with_generation(lm: LanguageModel, result: Benchmark, options: argparse.Namespace) -> Benchmark:
-    """The result with fluency and consistency of the unedited and the final model in its rows."""
-    if result.delta is None:
+def _references(options: argparse.Namespace) -> References | None:
+    """Reference texts where texts are to be generated; refused before anything is edited."""
+    if not options.generate:
+        return None
+    if options.protocol == "single":
         raise BadRequest("--generate needs one edit of all records, which --protocol single has not; leave it out.")
-    references = read_references(options.references) if options.references else bundled_references()
+    return read_references(options.references) if options.references else bundled_references()
+
+
+def _with_generation(lm: LanguageModel, result: Benchmark, references: References, seed: int) -> Benchmark:
+    """The result with fluency and consistency of the unedited and the final model in its rows."""
+    assert result.delta is not None
     table = result.iterations.assign(fluency=float("nan"), consistency=float("nan"))
     for k, delta in ((0, WeightDelta()), (result.chosen, result.delta)):
         with lm.lock, delta.applied(lm.model):
-            found = generation_metrics(lm, result.requests, references, options.seed)
+            found = generation_metrics(lm, result.requests, references, seed)
         for name, value in found.items():
             table.loc[table["k"] == k, name] = float("nan") if value is None else value
     return replace(result, iterations=table)
@@ -136,8 +162,11 @@ def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
     n, assist = len(result.requests), result.plan.assist.name
     named = f"{result.plan.editor}{f' + {assist}' if assist else ''}"
     print(f"{named}, {told['dataset']}, trial {told['trial']}, {n} records, {result.protocol.label}, {told['preset']}")
-    if told["unreadable"] or told["malformed"]:
-        print(f"Left out: {told['unreadable']} the model cannot read, {told['malformed']} malformed.")
+    if told["unreadable"] or told["malformed"] or told["unreadable_probes"]:
+        print(
+            f"Left out: {told['unreadable']} records and {told['unreadable_probes']} probes the model cannot read, "
+            f"{told['malformed']} malformed records."
+        )
     if told.get("eligibility"):
         print(_eligibility_line(told["eligibility"]))
     print(f"Before the edit the model gave the old object for {result.known} of {n} records.")
@@ -172,11 +201,11 @@ def _eligibility_line(counts: dict[str, Any]) -> str:
 def _eligible(options: argparse.Namespace) -> None:
     loaded, requests = _records(options)
     lm = cli_plan.load_model(options.model, options.dtype)
-    requests, rejected = readable(lm, requests)
+    read = readable(lm, requests)
     assist = Assist(minimum=options.minimum, count=options.count, choice=options.choice)
-    kept, counts = _qualifying(lm, requests, assist, options.seed)
+    kept, counts = _qualifying(lm, read.requests, assist, options.seed)
     if options.out:
         write_requests(kept, options.out)
-    if rejected:
-        print(f"Left out: {len(rejected)} of {loaded.name} the model cannot read.")
+    if read.rejected:
+        print(f"Left out: {read.rejected} records of {loaded.name} the model cannot read.")
     print(_eligibility_line(counts))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Continuation, continuation, encode
 
@@ -124,6 +125,9 @@ def text_perplexities(
     terms "T": the sum is divided by T, as the published code does.
     """
     rows = [lm.tokenizer(text)["input_ids"][: lm.context] for text in texts]
+    for text, row in zip(texts, rows, strict=True):
+        if len(row) < 2:
+            raise BadRequest(f"The text {text[:40]!r} is a single token and has no perplexity; leave it out.")
     out: list[float] = []
     for start in range(0, len(rows), texts_per_forward):
         batch = lm.batch(rows[start : start + texts_per_forward])

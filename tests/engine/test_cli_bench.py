@@ -17,6 +17,7 @@ from editing_core.conventions import CLEAN, FAITHFUL
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.table import write_requests
 from editing_core.editors.steps.covariance import Corpus
+from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import editor_row
@@ -265,12 +266,21 @@ def test_only_eligible_records(bench, mixed):
         assert not assisting & set(asked["prompt"])
 
 
-@pytest.mark.xfail(strict=True, reason="--eligible takes the first neighbors whatever --assist choice says")
-def test_eligible_records_with_neighbors_chosen_at_random(pocket):
-    records = list(sample(load_dataset(TUNE), 4, 0))
-    options = cli._parser().parse_args(on("--eligible", "--neighbors", "na", "--assist", "choice=random"))
-    kept, _ = cli_bench._qualifying(pocket, records, 2, 1, options)
-    assert [r.edit_neighbors for r in kept] != [r.neighbors[:1] for r in records]
+@pytest.mark.parametrize(("choice", "first"), [("first", True), ("random", False)])
+def test_eligible_records_get_their_neighbors_as_the_plan_says(refused, monkeypatch, mixed, choice, first):
+    path, records = mixed
+    seen = []
+
+    def take(_lm, requests, *_arguments, **_options):
+        seen.extend(requests)
+        raise BadRequest("That is enough.")
+
+    monkeypatch.setattr(cli_bench, "run_benchmark", take)
+    more = ["--eligible", "--neighbors", "na", "--assist", f"choice={choice}", "--seed", "3"]
+    assert refused("bench", "--dataset", f"table:{path}", "--out", "results", *more) == "That is enough.\n"
+    assert ids(seen) == ids(records)
+    assert all(len(r.edit_neighbors) == 1 for r in seen)
+    assert ([r.edit_neighbors for r in seen] == [r.neighbors[:1] for r in records]) == first
 
 
 def test_eligible_writes_records_that_load_again(capsys, mixed, tmp_path, bench):
@@ -324,18 +334,31 @@ def test_malformed_and_unreadable_records_can_be_left_out(bench, tmp_path):
     assert got.summary["dataset"] == "table:own.csv"
     assert got.cases["case_id"].tolist() == [7, 9]
     assert got.cases["neighbors"].tolist() == [2, 0]
-    assert "Left out: 1 the model cannot read, 1 malformed." in got.printed
+    assert "Left out: 1 records and 0 probes the model cannot read, 1 malformed records." in got.printed
 
 
-def test_malformed_records_are_listed(refused, tmp_path):
+def test_malformed_records_are_listed(capsys, tmp_path):
+    """One sentence, and below it every record with its row and field."""
     rows = [*ROWS[:2], {**GOOD, "case_id": "7"}, {**GOOD, "target_new": "", "case_id": "11"}]
-    dataset = as_csv(tmp_path / "own.csv", rows)
-    err = refused(*on(dataset=dataset))
-    assert "3 of 4 records of table:own.csv cannot be used" in err
-    assert "Row 2, prompt: The prompt 'without a place' has 0 places {}" in err
-    assert "Row 3, case_id: The case_id 7 is taken by row 1" in err
-    assert "Row 4, target_new: An edit has missing target_new" in err
-    assert "(--skip-bad)" in err
+    rows += [{**GOOD, "case_id": str(number), "prompt": "without a place"} for number in (12, 13)]
+    assert cli.run(on(dataset=as_csv(tmp_path / "own.csv", rows), out=str(tmp_path / "results"))) == 2
+    printed, err = capsys.readouterr()
+    assert printed == ""
+    told, *listed = err.splitlines()
+    assert told.startswith("5 of 6 records of table:own.csv cannot be used: Row 2, prompt: ")
+    assert "And 2 more." in told
+    assert told.endswith("(--skip-bad).")
+    assert [line.partition(":")[0] for line in listed] == [
+        "Row 2, prompt",
+        "Row 3, case_id",
+        "Row 4, target_new",
+        "Row 5, prompt",
+        "Row 6, prompt",
+    ]
+    assert "The prompt 'without a place' has 0 places {}" in listed[0]
+    assert "The case_id 7 is taken by row 1" in listed[1]
+    assert "An edit has missing target_new" in listed[2]
+    assert not (tmp_path / "results").exists()
 
 
 @pytest.mark.xfail(strict=True, raises=ArrowInvalid, reason="probes.parquet wants case_ids of one kind")
@@ -457,7 +480,7 @@ def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
         (["eligible"], "The following arguments are required: --dataset"),
         (["eligible", "--dataset", TUNE, "--choice", "last"], "invalid choice: 'last'"),
         (["eligible", "--dataset", "table:nowhere.csv"], "There is no file 'nowhere.csv'"),
-        (["eligible", "--dataset", TUNE, "--limit", "2", "--minimum", "99"], "None of the 2 records qualifies"),
+        (["eligible", "--dataset", TUNE, "--limit", "2", "--minimum", "99"], "minimum is 99, allowed are whole numbers from 1 to 10"),
     ],
 )  # fmt: skip
 def test_refusals(refused, arguments, message):
@@ -485,44 +508,48 @@ def test_neighbor_keys_need_an_editor_that_spreads(capsys, tmp_path, texts):
 def test_none_of_the_records_is_readable(refused, tmp_path):
     dataset = as_csv(tmp_path / "own.csv", [ROWS[3]])
     err = refused("bench", "--dataset", dataset, "--out", tmp_path / "results")
-    assert "None of the 1 records can be used: pocket-gpt2 was trained on plain English letters only" in err
-
-
-def test_generation_needs_one_edit_of_all(capsys, tmp_path, texts, monkeypatch):
-    monkeypatch.setattr(cli_bench, "run_benchmark", lambda *_a, **_k: SimpleNamespace(delta=None))
-    more = ["--generate", "--protocol", "single", "--texts", str(texts)]
-    assert cli.run(on(*more, out=str(tmp_path / "results"))) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "--generate needs one edit of all records, which --protocol single has not; leave it out." in err
+    assert "pocket-gpt2 was trained on plain English letters only, but 'Zo" in err
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--generate", "--protocol", "single"], "--generate needs one edit of all records"),
-        (["--generate", "--references", "nowhere.json"], "nowhere.json cannot be read"),
+        (
+            ["--protocol", "single"],
+            "--generate needs one edit of all records, which --protocol single has not; leave it",
+        ),
+        (["--references", "nowhere.json"], "The reference file nowhere.json cannot be read"),
     ],
 )
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="refused only after all records were edited")
 def test_what_cannot_be_generated_is_refused_before_the_edit(refused, more, message):
-    assert message in refused(*on(*more))
+    assert message in refused(*on("--generate", *more))
 
 
-@pytest.mark.xfail(strict=True, reason="a text of one token has no perplexity: it is NaN, and the guard fires")
-def test_texts_of_one_token(bench, texts):
-    texts.write_text(json.dumps(["a", "The river runs through the old city."]))
-    got = bench("--editor", "r-rome", limit=1)
-    assert got.table["collapse_ppl"].notna().all()
+def test_texts_of_one_token_are_refused(capsys, texts, tmp_path):
+    """Nothing is predicted in them, so they have no perplexity."""
+    texts.write_text(json.dumps(["The river runs through the old city.", "a"]))
+    more = ["--editor", "r-rome", "--texts", str(texts)]
+    assert cli.run(on(*more, out=str(tmp_path / "results"))) == 2
+    assert capsys.readouterr().err == "The text 'a' is a single token and has no perplexity; leave it out.\n"
+    assert not (tmp_path / "results").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="generation prompts are not looked at when records are checked")
-def test_generation_prompts_the_model_cannot_read(pocket):
-    strange, good = sample(load_dataset(TUNE), 2, 0)
-    object.__setattr__(strange, "generation_prompts", ("Zoë likes",))
-    kept, left_out = cli_bench.readable(pocket, [strange, good])
-    assert ids(kept) == [good.case_id]
-    assert len(left_out) == 1
+def test_probes_the_model_cannot_read_are_left_out(bench, tmp_path):
+    """The record stays: its fact can be read."""
+    row = {
+        **GOOD,
+        "paraphrases": ["Zoë says that Fanny Davies plays the", "Fanny Davies plays the"],
+        "neighbors": ["Zoë plays the=piano", "Clara Haskil plays the=píano", "Clara Haskil plays the=piano"],
+        "generation_prompts": ["Fanny Davies likes", "Zoë likes"],
+    }
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps([row]))
+    got = bench("--editor", "r-rome", "--set", "steps=1", dataset=f"table:{path}", limit=None)
+    assert (got.summary["unreadable"], got.summary["unreadable_probes"]) == (0, 4)
+    assert "0 records and 4 probes the model cannot read" in got.printed
+    first = got.probes[got.probes["k"] == 0]
+    assert first["kind"].tolist() == ["edit", "paraphrase", "neighbor"]
+    assert first["prompt"].tolist()[1:] == ["Fanny Davies plays the", "Clara Haskil plays the"]
 
 
 def test_a_folder_that_cannot_be_written(capsys, tmp_path, texts):
