@@ -170,7 +170,8 @@ EDITORS = {
             lambda s: [s.layer],
             {
                 "pocket-gpt2": Preset(
-                    RomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), "step size tried on a few tune records", True
+                    RomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}),
+                    "searched on the tune records, see docs/presets.csv",
                 ),
                 "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
@@ -188,7 +189,9 @@ EDITORS = {
             _build_rome,
             lambda s: [s.layer],
             {
-                "pocket-gpt2": Preset(RRomeSettings(layer=1, clamp=4.0, **_POCKET_MODULE), "as ROME's", True),
+                "pocket-gpt2": Preset(
+                    RRomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}), "as ROME's", True
+                ),
                 "gpt2-xl": Preset(RRomeSettings(layer=17, steps=20), "EasyEdit"),
                 "gpt-j-6b": Preset(RRomeSettings(layer=5, steps=20), "EasyEdit"),
                 "llama-2-7b": Preset(RRomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit"),

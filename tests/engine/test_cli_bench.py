@@ -480,7 +480,7 @@ def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
         (["eligible"], "The following arguments are required: --dataset"),
         (["eligible", "--dataset", TUNE, "--choice", "last"], "invalid choice: 'last'"),
         (["eligible", "--dataset", "table:nowhere.csv"], "There is no file 'nowhere.csv'"),
-        (["eligible", "--dataset", TUNE, "--limit", "2", "--minimum", "99"], "minimum is 99, allowed are whole numbers from 1 to 10"),
+        (["eligible", "--dataset", TUNE, "--limit", "2", "--minimum", "99"], "minimum is 99, allowed are"),
     ],
 )  # fmt: skip
 def test_refusals(refused, arguments, message):

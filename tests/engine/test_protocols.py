@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -17,7 +18,7 @@ from editing_core.evaluation.cases import STATES
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import summarize
 from editing_core.models.delta import WeightDelta
-from editing_core.protocols import Benchmark, Protocol, _log_spaced, run_benchmark
+from editing_core.protocols import Benchmark, Protocol, _held, _log_spaced, run_benchmark
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import build_editor, run_edit
@@ -339,6 +340,12 @@ def test_records_that_a_guard_took_back_are_carried_as_they_were(bench, alone, f
     for case in back:
         same(without_k(first[first["case_id"] == case]), without_k(last[last["case_id"] == case]))
     assert set(result.cases[result.cases["k"] == result.chosen]["case_id"]) == {r.case_id for r in facts}
+
+
+def test_a_record_goes_on_until_it_ends_and_is_then_what_it_chose():
+    """Four iterations, of which a guard took the run back to the first."""
+    run = SimpleNamespace(last=4, chosen=1)
+    assert [_held(run, k) for k in range(7)] == [0, 1, 2, 3, 1, 1, 1]
 
 
 def test_single_edits_start_from_the_unedited_model(bench, lm, facts, called):

@@ -81,6 +81,16 @@ def test_length_counts_the_prompt_and_nothing_stops_earlier(lm, rows):
         assert not (out[:, size:] == lm.tokenizer.eos_token_id).any()
 
 
+def test_tokens_that_end_a_text_are_not_written(lm, rows, monkeypatch):
+    """Here every other token would end it."""
+    ending = list(range(0, len(lm.tokenizer), 2))
+    monkeypatch.setattr(lm.model.generation_config, "eos_token_id", ending)
+    sample_texts(lm, PROMPTS[:1], length=24)
+    ((size, out),) = rows
+    assert out.shape[1] == 24
+    assert (out[:, size:] % 2 == 1).all()
+
+
 def test_length_ends_with_the_context(lm, rows):
     sample_texts(lm, PROMPTS[:1], length=CONTEXT + 50)
     ((_, out),) = rows
