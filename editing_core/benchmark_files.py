@@ -16,6 +16,8 @@ from editing_core.protocols import Benchmark
 from editing_core.runs.export import write_text
 from editing_core.runs.record import SCHEMA, plain_rows, versions
 
+OPTIONAL = ("delta.safetensors", "checkpoints.csv", "beside_paper.csv")
+
 
 def write_benchmark(
     result: Benchmark, folder: Path, lm: LanguageModel, told: Mapping[str, Any], beside: pd.DataFrame | None = None
@@ -33,10 +35,15 @@ def write_benchmark(
         "preset": told.get("preset", ""),
         "n_edits": len(result.requests),
     }
+    for name in OPTIONAL:  # an earlier run's in the same folder would be read as this one's
+        (folder / name).unlink(missing_ok=True)
     write_text(folder / "iterations.csv", result.iterations.assign(**named).to_csv(index=False))
     write_text(folder / "cases.csv", result.cases.to_csv(index=False))
     part = folder / "probes.parquet.part"
-    result.probes.to_parquet(part, index=False)
+    probes = result.probes
+    if probes["case_id"].map(type).nunique() > 1:  # a column of a parquet file has one type
+        probes = probes.assign(case_id=probes["case_id"].map(str))
+    probes.to_parquet(part, index=False)
     os.replace(part, folder / "probes.parquet")
     if result.delta is not None:
         result.delta.save(folder / "delta.safetensors")

@@ -149,7 +149,7 @@ def _saved(path: Path) -> dict[str, Any]:
     """The JSON object of a saved run."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadRequest(f"{path.name} is not a readable JSON file; choose a file written with --json.") from error
     if not isinstance(record, dict):
         raise BadRequest(f"{path.name} holds no saved run; choose a file written with --json.")

@@ -23,6 +23,7 @@ from editing_core.evaluation.reference import compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, run_benchmark
+from editing_core.runs.export import check_folder
 from editing_core.types import EditRequest
 
 
@@ -95,7 +96,7 @@ def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> Readable:
         lm.check_text(" ".join((requests[0].full_prompt, requests[0].target_new, requests[0].target_true or "")))
     cut = []
     for r in kept:
-        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(p.prompt, p.answer)) for n in PROBES}
+        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(*p.texts)) for n in PROBES}
         left |= {n: tuple(text for text in getattr(r, n) if reads(text)) for n in TEXTS}
         cut.append(replace(r, **left))
     dropped = sum(_probes(r) for r in kept) - sum(_probes(r) for r in cut)
@@ -110,6 +111,7 @@ def _bench(options: argparse.Namespace) -> None:
     plan = read_plan(options)
     protocol = Protocol(options.protocol, options.chunk)
     references = _references(options)
+    check_folder(options.out)
     loaded, requests = _records(options)
     texts = read_texts(options.texts) if options.texts else None
     lm = cli_plan.load_model(options.model, options.dtype)
@@ -154,6 +156,8 @@ def _with_generation(lm: LanguageModel, result: Benchmark, references: Reference
 
 def _beside(lm: LanguageModel, result: Benchmark, dataset: str) -> Any:
     """The paper's rows beside ours where it has any for this model, editor and data set."""
+    if result.protocol.name != "batch":  # the paper's rows are of batches
+        return None
     table = compare(result.iterations, lm.name, result.plan.editor, dataset, result.plan.assist.neighbors)
     return table if table.filter(like="_paper").notna().any(axis=None) else None
 
@@ -208,4 +212,6 @@ def _eligible(options: argparse.Namespace) -> None:
         write_requests(kept, options.out)
     if read.rejected:
         print(f"Left out: {read.rejected} records of {loaded.name} the model cannot read.")
+    if loaded.problems:
+        print(f"Left out: {len(loaded.problems)} malformed records.")
     print(_eligibility_line(counts))

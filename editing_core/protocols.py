@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from editing_core.editors.iterative import Iterative, Round
+from editing_core.editors.iterative import Iterative, IterativeOutcome, Round
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
@@ -24,7 +24,7 @@ from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import EditPlan, RunResult
-from editing_core.session import Stage, run_stage, set_stage
+from editing_core.session import Stage, finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
 from editing_core.types import EditRequest, Row, Step, Watch, ignore
 
@@ -79,6 +79,9 @@ class Benchmark:
     def states(self) -> dict[str, int]:
         """How many records ended in which state."""
         last = self.cases[self.cases["k"] == self.chosen]
+        if last.empty:  # a guard went back to the unedited model
+            first = self.probes[self.probes["k"] == 0].reset_index(drop=True)
+            last = pd.DataFrame(case_rows(0, first, first, 1.0, 1.0)[0])
         counts: dict[str, int] = last["state"].value_counts().to_dict()
         return counts
 
@@ -108,7 +111,7 @@ def run_benchmark(
 
 
 def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
-    run = run_stage(stage, plan, watch)
+    run = finished(run_stage(stage, plan, watch))
     return Benchmark(
         plan,
         protocol,
@@ -134,7 +137,7 @@ def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> B
         stage.editor.forget()
         at = f"record {number + 1} of {len(stage.requests)}"
         runs.append(run_stage(replace(stage, requests=(request,), notes=()), plan, _noting(watch, at)))
-    last = max(run.last for run in runs)
+    last = max(1, *(run.last for run in runs))
     probes, cases, rows = [], [], []
     for k in range(last + 1):
         # A record that stopped stays as it is; one that a guard took back is unedited.
@@ -190,14 +193,18 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) 
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
     total, done, stops, checkpoints, edit_seconds = WeightDelta(), 0, [], [], 0.0
+    notes = list(stage.notes)
     for number, chunk in enumerate(chunks, start=1):
         started = time.perf_counter()
-        delta, stop = _edit_chunk(stage, plan, chunk, total, _noting(watch, f"chunk {number} of {len(chunks)}"))
+        outcome = _edit_chunk(stage, plan, chunk, total, _noting(watch, f"chunk {number} of {len(chunks)}"))
+        delta, decision = outcome.delta, outcome.decision
+        notes += [note for r in outcome.rounds for note in r.outcome.notes]
         total, done = total + delta, done + len(chunk)
         edit_seconds += time.perf_counter() - started
-        stops.append({"case_ids": [r.case_id for r in chunk], **stop})
+        stops.append({"case_ids": [r.case_id for r in chunk], "k": decision.k, "rule": decision.rule})
         with total.applied(lm.model):
-            stage.editor.settle(lm, chunk)
+            if decision.k:  # what was taken back is nothing to protect
+                stage.editor.settle(lm, chunk)
             checkpoints.append(_checkpoint(stage, chunk, before, done, "just after"))
             if number in wanted:
                 row = _checkpoint(stage, stage.requests[:done], before, done, "so far")
@@ -223,13 +230,13 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) 
         stage.editor.objective.contexts.templates,
         total,
         checkpoints=pd.DataFrame(checkpoints),
-        notes=stage.notes,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def _edit_chunk(
     stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch
-) -> tuple[WeightDelta, Row]:
+) -> IterativeOutcome:
     """The edit of one chunk on top of `total`; the guard looks at the held-out perplexity from there."""
     lm = stage.lm
 
@@ -240,8 +247,7 @@ def _edit_chunk(
     with total.applied(lm.model):
         start = {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else None
         iterative = Iterative(stage.editor, plan.stop, plan.conventions)
-        outcome = iterative.edit(lm, chunk, watch, measure, start)
-    return outcome.delta, {"k": outcome.decision.k, "rule": outcome.decision.rule}
+        return iterative.edit(lm, chunk, watch, measure, start)
 
 
 def _checkpoint(

@@ -52,21 +52,19 @@ def run_edit(
     with lm.lock:
         started = time.perf_counter()
         stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator or Evaluator())
-        return run_stage(stage, plan, watch, started)
+        return finished(run_stage(stage, plan, watch, started))
 
 
 def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: float | None = None) -> RunResult:
-    """Edit a stage's requests together. Call with the model's lock held; `started`: when the clock began."""
+    """Edit a stage's requests together. Call with the model's lock held; `started`: when the clock began.
+
+    A run whose first iteration is not finite has no iteration but the unedited one; `finished` refuses it.
+    """
     started = time.perf_counter() if started is None else started
     lm, story = stage.lm, _Story(stage, watch)
     before = story.begin()
     iterative = Iterative(stage.editor, plan.stop, plan.conventions)
     outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before)
-    if not outcome.rounds:
-        raise NotFinite(
-            "The edit produced numbers that are not finite, so nothing was kept; use a smaller step than the present "
-            f"rate. ({outcome.decision.reason})"
-        )
     notes = [*stage.notes, *(note for r in outcome.rounds for note in r.outcome.notes)]
     return RunResult(
         plan=plan,
@@ -76,7 +74,7 @@ def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: fl
         contexts=stage.editor.objective.contexts.templates,
         iterations=story.table(),
         probes=pd.concat(story.probes, ignore_index=True),
-        cases=pd.DataFrame(story.cases),
+        cases=pd.DataFrame(story.cases) if story.cases else pd.DataFrame({"k": []}),
         deltas=tuple(r.delta for r in outcome.rounds),
         proofs=tuple(story.proofs),
         histories=tuple(r.outcome.targets.history for r in outcome.rounds),
@@ -85,6 +83,16 @@ def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: fl
         edit_seconds=time.perf_counter() - started - story.seconds,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+def finished(run: RunResult) -> RunResult:
+    """The run itself; NotFinite when none of its iterations gave numbers."""
+    if not run.last:
+        raise NotFinite(
+            "The edit produced numbers that are not finite, so nothing was kept; use a smaller step than the present "
+            f"rate. ({run.stopped})"
+        )
+    return run
 
 
 @dataclass(frozen=True, eq=False)
@@ -273,7 +281,9 @@ class _Story:
     def table(self) -> pd.DataFrame:
         """One row per k, with the number of under-edited records now and among those of iteration 1."""
         table = pd.DataFrame(self.iterations)
-        return in_order(table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left"))
+        if self.cases:
+            table = table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left")
+        return in_order(table)
 
     def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
         """Measure the model with an edit on."""

@@ -58,6 +58,11 @@ class Probe:
         set_(self, "aliases", tuple(check_text(alias, "alias of an answer") for alias in self.aliases))
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Every text a model reads of this probe."""
+        return (self.prompt, self.answer, *self.aliases)
+
+    @property
     def place(self) -> tuple[str, str] | None:
         """(template, subject) where the subject stands in the prompt; None where that is not known."""
         return (self.template, self.subject) if self.template and self.subject else None
@@ -141,7 +146,7 @@ class EditRequest:
         """Every text a model reads of this request."""
         own = [self.subject, self.prompt, self.target_new, self.target_true or "", *self.paraphrases]
         probes = (*self.neighbors, *self.edit_neighbors, *self.locality, *self.portability)
-        return own + [text for probe in probes for text in (probe.prompt, probe.answer)]
+        return own + [text for probe in probes for text in probe.texts] + list(self.generation_prompts)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
         if path.stat().st_size > MAX_BYTES:
             raise BadRequest(f"{path.name} is larger than {MAX_BYTES // 2**20} MB; choose fewer texts.")
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadRequest(f"{path.name} is not a readable JSON file; give a JSON list of texts.") from error
     if not isinstance(rows, list) or not 1 <= len(rows) <= MAX_TEXTS:
         raise BadRequest(f"{path.name} must be a JSON list of 1 to {MAX_TEXTS} texts; correct it.")

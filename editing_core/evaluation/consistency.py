@@ -86,7 +86,7 @@ def read_references(path: Path) -> References:
     """
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadRequest(f"The reference file {path} cannot be read ({error}); give a JSON file.") from error
     if not isinstance(entries, list):
         raise BadRequest(f"The reference file {path} holds a {type(entries).__name__}, not a list; correct it.")

@@ -44,7 +44,7 @@ class Curve:
                 values[int(k)] = 100 * float(record_means(won[here], now["case_id"][here]).mean())
             here = now["kind"] == "neighbor"
             kept[int(k)] = 100 * record_means(same[here], now["case_id"][here])
-        records = pd.DataFrame(kept)
+        records = pd.DataFrame(kept).reindex(before["case_id"].unique())
         return Curve(pd.Series(parts["edit"]), pd.Series(parts["paraphrase"]), records.mean(), records)
 
     def place(self, efficacy: float) -> float | None:
@@ -94,13 +94,17 @@ def matched(curves: Mapping[str, Curve], reference: str, efficacies: tuple[float
 
 
 def pooled(curves: list[Curve]) -> Curve:
-    """Several trials of one method as one: records side by side, efficacies averaged by records."""
+    """Several trials of one method as one: records side by side, efficacies averaged by records.
+
+    A trial that stopped earlier stays at its last row.
+    """
     sizes = np.array([len(c.records) for c in curves], dtype=float)
 
     def mean(name: str) -> pd.Series:
-        return pd.concat([getattr(c, name) for c in curves], axis=1).mul(sizes, axis=1).sum(axis=1) / sizes.sum()
+        values = pd.concat([getattr(c, name) for c in curves], axis=1, ignore_index=True).ffill()
+        return values.mul(sizes, axis=1).sum(axis=1, min_count=1) / values.notna().mul(sizes, axis=1).sum(axis=1)
 
-    records = pd.concat([c.records for c in curves], keys=range(len(curves)))
+    records = pd.concat([c.records for c in curves], keys=range(len(curves))).ffill(axis=1)
     return Curve(mean("efficacy"), mean("generalization"), records.mean(), records)
 
 

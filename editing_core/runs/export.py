@@ -9,6 +9,13 @@ from plotly.graph_objects import Figure
 from editing_core.errors import BadRequest
 
 
+def check_folder(path: Path) -> None:
+    """BadRequest when no folder can be written there; asked before long work begins, and nothing is made yet."""
+    there = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise BadRequest(f"{path.name} could not be written, {there.name} is no folder to write in; choose another.")
+
+
 def write_text(path: Path, text: str) -> None:
     """A whole file or none: written beside its place, then moved there."""
     try:

@@ -257,7 +257,6 @@ def bench_two():
     return (EditRequest("Mary", "{} was in", "London", "Paris"), EditRequest("Peter", "{} is", "a", "b", case_id=1))
 
 
-@pytest.mark.xfail(strict=True, reason="states counts cases of the chosen row, and the unedited row has none")
 def test_states_of_a_batch_that_a_guard_took_back(bench, facts):
     result = bench(plan_=plan(collapse_factor=1e-3))
     assert result.chosen == 0
@@ -568,13 +567,11 @@ def test_a_chunk_that_is_not_finite_is_left_out(bench, breaking):
     assert result.delta.updates
 
 
-@pytest.mark.xfail(strict=True, reason="settle is also called for a chunk that was taken back")
 def test_a_chunk_that_was_taken_back_is_not_settled(bench, breaking):
     bench(CHUNKS)
     assert breaking[0].settled == [11, 3, 40]
 
 
-@pytest.mark.xfail(strict=True, reason="a record that cannot be written ends the whole single benchmark")
 def test_a_record_that_is_not_finite_does_not_lose_the_others(bench, breaking, facts):
     assert breaking == []
     result = bench(SINGLE)
@@ -587,7 +584,7 @@ def test_a_record_that_is_not_finite_does_not_lose_the_others(bench, breaking, f
     [
         Protocol(),
         SINGLE,
-        pytest.param(CHUNKS, marks=pytest.mark.xfail(strict=True, reason="remarks of the editor are dropped")),
+        CHUNKS,
     ],
     ids=lambda p: p.name,
 )

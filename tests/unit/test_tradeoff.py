@@ -186,7 +186,6 @@ def test_one_trial_pooled_is_itself():
     assert matched({"x": alone}, "x", (80,)).equals(matched({"x": own}, "x", (80,)))
 
 
-@pytest.mark.xfail(strict=True, reason="a trial that has no row at k counts as 0 in the mean at k")
 def test_pooled_trials_of_different_length():
     """A trial that stopped at k = 1 has nothing to say about k = 2."""
     short = curve((0, 100), {1: (100, 80)})
@@ -196,7 +195,6 @@ def test_pooled_trials_of_different_length():
     assert both.efficacy[2] >= 90  # of the one that is there, or the other carried on
 
 
-@pytest.mark.xfail(strict=True, reason="records without neighbors have no row, though the docstring says NaN")
 def test_records_without_neighbors_count_where_they_were_measured():
     """Three records are edited, one of them has neighbors; by records the first trial weighs three."""
     first = Curve.of(course({c: (False, (), ((1,),) if c == 1 else ()) for c in (1, 2, 3)},
