@@ -7,16 +7,13 @@ All methods edit the same records of pocket-facts with MEMIT's preset, a fixed n
 neighbors of every record are set apart, whatever the method: nothing that may assist any record, by prompt
 or by subject, is measured. Controls put random known facts in the neighbors' place, or as much protection
 from all tokens in the place of the subjects'. Writes assets/tradeoff.json (the page shows it) and
-docs/tradeoff.md.
+docs/results.md.
 """
 
 import json
 import logging
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
-
-import pandas as pd
 
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.subjects import known_facts
@@ -24,15 +21,14 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.eligibility import eligibility, with_controls, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.tradeoff import Curve, matched, stored_curve
+from editing_core.evaluation.tradeoff import Curve
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
 from editing_core.types import EditRequest
+from scripts import results_page
 
-ROOT = Path(__file__).resolve().parent.parent
-STORE, PAGE = ROOT / "assets" / "tradeoff.json", ROOT / "docs" / "tradeoff.md"
 ITERATIONS = 3  # enough for 95 % efficacy
 APART = 3  # known neighbors set apart per record
 TRIALS = {100: 1, 300: 1}
@@ -109,46 +105,6 @@ def measure(lm: LanguageModel, requests: list[EditRequest], method: Method, seed
     }
 
 
-def page(stored: dict[str, dict[str, list[dict]]]) -> str:
-    """docs/tradeoff.md."""
-    lines = [
-        "# Specificity at matched efficacy",
-        "",
-        "Model `pocket-gpt2`, MEMIT with the bundled preset, `pocket-facts` (test part), protocol batch, conventions",
-        "`clean`. Neighbor accuracy (answered as before the edit) where each method reaches 80, 90 and 95 % efficacy",
-        "success, interpolated over k; difference to no assistance with its paired standard error over records.",
-        "Whatever may assist any record is measured in none. Controls: random known facts instead of neighbors; the",
-        "same amount of protection from all tokens instead of subjects. `others`: accuracy on up to 200 unrelated",
-        "known facts at that efficacy.",
-        "",
-        "    python -m scripts.measure_tradeoff 100",
-        "    python -m scripts.measure_tradeoff 300",
-    ]
-    for count, methods in stored.items():
-        curves = {name: stored_curve(methods[name]) for name in METHODS if name in methods}
-        if "off" not in curves:
-            continue
-        trials = max(len(t) for t in methods.values())
-        lines += ["", f"## N = {count}, {trials} trial(s)", ""]
-        lines += ["| method | efficacy | at k | neighbors | difference | paraphrases | others |", f"|{'---|' * 7}"]
-        for row in matched(curves, "off").to_dict("records"):
-            lines.append(_line(row, methods[row["method"]]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(row: dict, trials: list[dict]) -> str:
-    if row["k"] is None or pd.isna(row["k"]):
-        return f"| {row['method']} | {row['efficacy']:g} | not reached | | | | |"
-    low = int(row["k"])
-    share = row["k"] - low
-    others = [(1 - share) * t["others"][low] + share * t["others"][min(low + 1, len(t["others"]) - 1)] for t in trials]
-    gap = "" if row["method"] == "off" else f"{row['difference']:+.1f} ± {row['se']:.1f}"
-    return (
-        f"| {row['method']} | {row['efficacy']:g} | {row['k']:.2f} | {row['specificity']:.1f} | {gap} "
-        f"| {row['generalization']:.1f} | {sum(others) / len(others):.1f} |"
-    )
-
-
 def _rounded(value: object) -> object:
     """The same with four decimals: the file is bundled."""
     if isinstance(value, float):
@@ -168,10 +124,12 @@ def main() -> None:
         for trial in range(TRIALS.get(count, 1)):
             trials.append(measure(lm, chosen(lm, count, trial), METHODS[name], trial))
             log.info("N = %d, %s, trial %d: %.0f s", count, name, trial, trials[-1]["seconds"])
-        stored = json.loads(STORE.read_text(encoding="utf-8")) if STORE.is_file() else {}
+        stored = (
+            json.loads(results_page.TRADEOFF.read_text(encoding="utf-8")) if results_page.TRADEOFF.is_file() else {}
+        )
         stored.setdefault(str(count), {})[name] = trials
-        STORE.write_text(json.dumps(_rounded(stored)) + "\n", encoding="utf-8")
-        PAGE.write_text(page(stored), encoding="utf-8")
+        results_page.TRADEOFF.write_text(json.dumps(_rounded(stored)) + "\n", encoding="utf-8")
+        results_page.write()
 
 
 if __name__ == "__main__":
