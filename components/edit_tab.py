@@ -79,6 +79,7 @@ class EditTab:
             self.settings.stop: chosen.stop,
             self.settings.collapse_factor: chosen.collapse_factor,
             self.settings.conventions: "clean",
+            **settings_form.show_assist(self.settings, chosen.assist),
             self.progress.message: "",
         }
 

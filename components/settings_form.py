@@ -135,6 +135,12 @@ def show_preset(
     return shown
 
 
+def show_assist(form: SettingsForm, changes: Mapping[str, Any]) -> dict[Any, Any]:
+    """The widgets of neighbor assistance as an example wants them."""
+    assist = Assist().changed(changes)
+    return {widget: getattr(assist, name) for name, widget in form.assists.items()}
+
+
 def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
     """The plan the form asks for; BadSetting with a sentence when a value cannot be used."""
     row = editor_row(values[form.editor])

@@ -69,7 +69,7 @@ def read_plan(options: argparse.Namespace, case: Example | None = None) -> EditP
     changes |= pairs(options.set)
     settings = row.preset(options.model, options.preset).settings.changed(changes)
     conventions = CONVENTIONS[options.preset].changed(pairs(options.convention, "--convention", "padding=left"))
-    return EditPlan(row.name, settings, _stop(options, case), options.seed, _assist(options), conventions)
+    return EditPlan(row.name, settings, _stop(options, case), options.seed, _assist(options, case), conventions)
 
 
 def _stop(options: argparse.Namespace, case: Example | None) -> StopSettings:
@@ -85,10 +85,12 @@ def _stop(options: argparse.Namespace, case: Example | None) -> StopSettings:
     )
 
 
-def _assist(options: argparse.Namespace) -> Assist:
+def _assist(options: argparse.Namespace, case: Example | None) -> Assist:
     named = {"neighbors": options.neighbors, "keys": options.neighbor_keys, "statistics": options.statistics}
     given = {name: value for name, value in named.items() if value is not None}
-    return Assist().changed({**pairs(options.assist, "--assist", "weighting=paper"), **given})
+    return Assist().changed(
+        {**(case.assist if case else {}), **pairs(options.assist, "--assist", "weighting=paper"), **given}
+    )
 
 
 def load_model(name: str, dtype: str = "float32") -> LanguageModel:

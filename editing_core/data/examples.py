@@ -15,8 +15,8 @@ from editing_core.types import EditRequest
 class Example:
     """A complete case: what to edit, how, and what there is to see. The first request is the inspected one.
 
-    settings: where the example departs from the editor's preset. collapse_factor: of the guard; 0 lets a model
-    collapse for all to see.
+    settings: where the example departs from the editor's preset. assist: likewise from no assistance.
+    collapse_factor: of the guard; 0 lets a model collapse for all to see.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Example:
     stop: str
     requests: tuple[EditRequest, ...]
     settings: dict[str, Any] = field(default_factory=dict)
+    assist: dict[str, Any] = field(default_factory=dict)
     collapse_factor: float = 3.0
 
 
@@ -34,11 +35,16 @@ class Example:
 def load_examples() -> tuple[Example, ...]:
     """All bundled examples, in the order they are offered."""
     rows = json.loads((paths.assets() / "examples.json").read_text(encoding="utf-8"))
+    facts = {row["name"]: row["requests"] for row in rows if "requests" in row}
     return tuple(
         Example(
             **{key: row[key] for key in ("name", "title", "story", "editor", "iterations", "stop")},
-            requests=tuple(edit_of(r, i, f"example {row['name']}") for i, r in enumerate(row["requests"])),
+            requests=tuple(
+                edit_of(r, i, f"example {row['name']}")
+                for i, r in enumerate(facts[row.get("requests_of", row["name"])])
+            ),
             settings=row.get("settings", {}),
+            assist=row.get("assist", {}),
             collapse_factor=row.get("collapse_factor", 3.0),
         )
         for row in rows

@@ -10,6 +10,8 @@ import torch
 
 from editing_core import paths
 from editing_core.data.datasets import load_dataset, sample
+from editing_core.data.examples import example
+from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, Cancelled, UnknownName
 from editing_core.evaluation.metrics import card
@@ -247,3 +249,26 @@ def test_nothing_stays_attached(pocket, run):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pocket.model.modules())
     assert all(not p.requires_grad for p in pocket.model.parameters())
     assert torch.isfinite(torch.tensor(run.seconds))
+
+
+def played(pocket, name):
+    """A bundled example as the page and the command line run it."""
+    case = example(name)
+    row = editor_row(case.editor)
+    settings = row.preset(pocket.name).settings.changed(case.settings)
+    stop = StopSettings(iterations=case.iterations, stop=case.stop, collapse_factor=case.collapse_factor)
+    return run_edit(pocket, case.requests, EditPlan(case.editor, settings, stop, 0, Assist().changed(case.assist)))
+
+
+def test_the_examples_show_what_they_tell(pocket):
+    takes = played(pocket, "takes")
+    assert (takes.verdict().label, takes.chosen) == ("edited", 1)
+    cured = played(pocket, "underedit")
+    assert "UnderEdit" in cured.verdict(k=1).label
+    assert cured.verdict().label == "edited"
+    over, held = played(pocket, "overedit"), played(pocket, "held")
+    assert over.verdict().label == "OverEdit"
+    assert held.verdict().label == "edited"
+    measured = {n.prompt for n in held.requests[0].neighbors}
+    assert len(measured) == 7
+    assert len(measured & set(over.verdict().lost)) == 2

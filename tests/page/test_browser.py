@@ -128,7 +128,7 @@ def until(true, seconds=20.0):
 
 
 def test_stop_and_a_closed_tab_end_the_work(tab_page, tab):
-    tab_page.locator("#example-3").click()
+    tab_page.locator("#example-4").click()
     tab_page.locator("#strip .es-token-edited").wait_for()
     tab_page.locator("#edit").click()
     assert until(lambda: len(tab.jobs) == 1)
