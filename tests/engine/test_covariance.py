@@ -5,6 +5,7 @@ import torch
 
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.rome import RomeSettings
+from editing_core.editors.materials import Materials
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, Cancelled, StatisticsMissing
 from editing_core.models.hooks import watching
@@ -45,14 +46,14 @@ def test_missing_is_refused(tiny_lm, corpus, tmp_path):
         empty.get(tiny_lm, 0, corpus)
 
 
-@pytest.mark.parametrize("editor", ["memit", "pmet", "rome"])
+@pytest.mark.parametrize("editor", ["memit", "pmet", "rome", "emmet", "alphaedit"])
 def test_editors_refuse_to_start_without(tiny_lm, editor, corpus, tmp_path):
     row = editor_row(editor)
     settings = row.settings_class(**({"layer": 1} if editor == "rome" else {"layers": (0, 1)}))
     with pytest.raises(StatisticsMissing, match="collect them"):
-        row.build(tiny_lm, settings, CovarianceStore(tmp_path), corpus, 0)
+        row.build(settings, Materials(tiny_lm, CovarianceStore(tmp_path), corpus))
     with pytest.raises(StatisticsMissing, match="No covariance statistics are bundled"):
-        row.build(tiny_lm, settings, CovarianceStore(tmp_path), None, 0)
+        row.build(settings, Materials(tiny_lm, CovarianceStore(tmp_path), None))
 
 
 @pytest.mark.parametrize(
