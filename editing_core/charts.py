@@ -189,6 +189,7 @@ def metrics(run: RunResult, k: int) -> go.Figure:
 
 
 TRADEOFF_COLOURS = (INK, NEW, "#56B4E9", ITERATION_DARK, ITERATION, KEPT, "#F0E442", LOST, OLD)
+CONTROL = ", control"
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")
 
 
@@ -197,8 +198,10 @@ def tradeoff(curves: Mapping[str, Curve], title: str = "Specificity against effi
     if not curves:
         return empty(title, "Edit several facts together to see what an edit costs its neighbors.")
     figure = go.Figure()
-    for number, (name, curve) in enumerate(curves.items()):
+    methods = list(dict.fromkeys(name.removesuffix(CONTROL) for name in curves))
+    for name, curve in curves.items():
         ks = [k for k in curve.efficacy.index if k > 0]
+        number = methods.index(name.removesuffix(CONTROL))  # a control looks like its method, dotted
         colour, symbol = TRADEOFF_COLOURS[number % len(TRADEOFF_COLOURS)], SYMBOLS[number % len(SYMBOLS)]
         figure.add_scatter(
             x=[float(curve.efficacy[k]) for k in ks],
@@ -208,7 +211,7 @@ def tradeoff(curves: Mapping[str, Curve], title: str = "Specificity against effi
             textposition="top center",
             textfont={"size": 9},
             name=name,
-            line={"color": colour, "dash": "dot" if "control" in name else "solid"},
+            line={"color": colour, "dash": "dot" if name.endswith(CONTROL) else "solid"},
             marker={"symbol": symbol, "size": 8, "color": colour},
             hovertemplate=f"{escape(name)}<br>efficacy %{{x:.1f}} %, specificity %{{y:.1f}} %<extra></extra>",
         )

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from editing_core.editors.materials import Materials
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.rome import RomeSettings
-from editing_core.editors.materials import Materials
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, Cancelled, StatisticsMissing
 from editing_core.models.hooks import watching
@@ -66,7 +66,7 @@ def test_editors_refuse_to_start_without(tiny_lm, editor, corpus, tmp_path):
 )
 def test_editors_refuse_layers_the_model_does_not_have(tiny_lm, store, name, settings):
     with pytest.raises(BadSetting, match=f"Layer {BLOCKS} was asked for, {tiny_lm.name} has layers 0 to {BLOCKS - 1}"):
-        build_editor(tiny_lm, EditPlan(name, settings), store)
+        build_editor(tiny_lm, (), EditPlan(name, settings), store)
 
 
 def test_reloaded_equals_fresh(tiny_lm, corpus, tmp_path):
