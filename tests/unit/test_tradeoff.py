@@ -210,16 +210,17 @@ def test_records_without_neighbors_count_where_they_were_measured():
 
 def test_chart_has_a_line_per_method_with_k_at_its_points():
     slow = curve((0, 20, 80), {"a": (100, 100, 90)})
-    figure = charts.tradeoff({"MEMIT": Curve.of(TABLE), "MEMIT + NA (control)": slow}, "By hand")
-    assert [trace.name for trace in figure.data] == ["MEMIT", "MEMIT + NA (control)"]
-    first, second = figure.data
+    figure = charts.tradeoff({"MEMIT": Curve.of(TABLE), "NA": slow, "NA, control": slow}, "By hand")
+    assert [trace.name for trace in figure.data] == ["MEMIT", "NA", "NA, control"]
+    first, second, control = figure.data
     assert (list(first.x), list(first.y)) == ([50.0, 100.0], [75.0, 25.0])
     assert (list(second.x), list(second.y)) == ([20.0, 80.0], [100.0, 90.0])
     for trace in figure.data:
         assert list(trace.text) == ["1", "2"]
         assert "text" in trace.mode
         assert "lines" in trace.mode
-    assert (first.line.dash, second.line.dash) == ("solid", "dot")
+    assert (first.line.dash, second.line.dash, control.line.dash) == ("solid", "solid", "dot")
+    assert (control.line.color, control.marker.symbol) == (second.line.color, second.marker.symbol)
     assert first.line.color != second.line.color
     assert first.marker.symbol != second.marker.symbol
     assert figure.layout.title.text == "By hand"
