@@ -63,9 +63,9 @@ class EditTab:
                 self.tradeoff = tradeoff_view.build()
 
     def inputs(self) -> set[Any]:
-        """Everything a handler may read."""
+        """What the form's handlers read. Not the slider: while a run ends it may stand beyond the new run's end."""
         widgets = [self.header.model, self.history, self.job, self.form.filled, self.tradeoff.source]
-        return {*widgets, *self.form.inputs, *self.settings.inputs, *self.view.inputs}
+        return {*widgets, *self.form.inputs, *self.settings.inputs, self.view.log}
 
     def on_example(self, name: str, values: Values) -> Shown:
         """An example's button: fill form and settings, with what the example changes in the preset."""
