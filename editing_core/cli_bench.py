@@ -60,15 +60,12 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
 
 
 def _records(options: argparse.Namespace) -> tuple[Loaded, list[EditRequest]]:
-    more = {"direction": options.direction} if "direction" in FORMATS[_format(options.dataset)].options else {}
+    base = options.dataset.partition(":")[0]
+    known = FORMATS[base].options if base in FORMATS else {}
+    more = {"direction": options.direction} if "direction" in known else {}
     loaded = load_dataset(options.dataset, skip_bad=options.skip_bad, **more)
     limit = min(100, len(loaded)) if options.limit is None else options.limit
     return loaded, list(sample(loaded, limit, options.trial))
-
-
-def _format(name: str) -> str:
-    base = name.partition(":")[0]
-    return base if base in FORMATS else "pocket-facts"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import Stage, finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
-from editing_core.types import EditRequest, Row, Step, Watch, ignore
+from editing_core.types import EditRequest, Row, Watch, ignore, noting
 
 PROTOCOLS = ("batch", "single", "sequential")
 PERPLEXITIES = ("ppl_optimised", "ppl_spread")
@@ -136,7 +136,7 @@ def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> B
     for number, request in enumerate(stage.requests):
         stage.editor.forget()
         at = f"record {number + 1} of {len(stage.requests)}"
-        runs.append(run_stage(replace(stage, requests=(request,), notes=()), plan, _noting(watch, at)))
+        runs.append(run_stage(replace(stage, requests=(request,), notes=()), plan, noting(watch, at)))
     last = max(1, *(run.last for run in runs))
     probes, cases, rows = [], [], []
     for k in range(last + 1):
@@ -196,7 +196,7 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) 
     notes = list(stage.notes)
     for number, chunk in enumerate(chunks, start=1):
         started = time.perf_counter()
-        outcome = _edit_chunk(stage, plan, chunk, total, _noting(watch, f"chunk {number} of {len(chunks)}"))
+        outcome = _edit_chunk(stage, plan, chunk, total, noting(watch, f"chunk {number} of {len(chunks)}"))
         delta, decision = outcome.delta, outcome.decision
         notes += [note for r in outcome.rounds for note in r.outcome.notes]
         total, done = total + delta, done + len(chunk)
@@ -267,7 +267,3 @@ def _log_spaced(count: int, per_decade: int = 4) -> set[int]:
         spots.add(round(value))
         value *= 10 ** (1 / per_decade)
     return spots
-
-
-def _noting(watch: Watch, note: str) -> Watch:
-    return lambda step: watch(Step(step.stage, step.done, step.total, step.round, step.terms, f"{note}, {step.note}"))

@@ -51,7 +51,7 @@ def run_edit(
     """
     with lm.lock:
         started = time.perf_counter()
-        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator or Evaluator())
+        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator)
         return finished(run_stage(stage, plan, watch, started))
 
 

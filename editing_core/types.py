@@ -6,7 +6,7 @@ A value that exists is valid; everything behind this file works without checks o
 import re
 import unicodedata
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from editing_core.errors import BadRequest, SubjectMissing
@@ -166,6 +166,11 @@ Watch = Callable[[Step], None]
 
 def ignore(_step: Step) -> None:
     """The watch of someone who does not look."""
+
+
+def noting(watch: Watch, note: str) -> Watch:
+    """A watch that tells every step with a note in front: which facts, record or chunk it is about."""
+    return lambda step: watch(replace(step, note=f"{note}, {step.note}" if step.note else note))
 
 
 Row = dict[str, Any]

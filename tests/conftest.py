@@ -28,6 +28,7 @@ from transformers import (  # noqa: E402
 )
 
 from editing_core import paths  # noqa: E402
+from editing_core.errors import Cancelled  # noqa: E402
 from editing_core.models.language_model import LanguageModel  # noqa: E402
 from editing_core.types import EditRequest, Probe  # noqa: E402
 
@@ -98,6 +99,19 @@ def bit_equal(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> bool:
     """Whether every parameter and buffer is what it was, to the bit."""
     now = model.state_dict()
     return now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in before)
+
+
+def cancel_after(count: int):
+    """A watch that lets `count` steps pass and raises Cancelled at the next."""
+    left = count
+
+    def stop(_step):
+        nonlocal left
+        if left == 0:
+            raise Cancelled
+        left -= 1
+
+    return stop
 
 
 @pytest.fixture(scope="session")

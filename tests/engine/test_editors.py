@@ -17,7 +17,7 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.errors import Cancelled
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import EDITORS
-from tests.conftest import bit_equal, snapshot
+from tests.conftest import bit_equal, cancel_after, snapshot
 
 ROUNDS = 2
 SMALL = {"steps": 5, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covariance_floor": 1e-3}
@@ -177,16 +177,8 @@ def test_stopping_at_any_time_leaves_nothing(make, tiny_lm, requests_):
     make().edit(tiny_lm, requests_, steps.append)
     iterative = make()
     for last in sorted({0, len(steps) // 3, len(steps) // 2, len(steps) - 1}):
-        left = last
-
-        def stop(_step):
-            nonlocal left
-            if left == 0:
-                raise Cancelled
-            left -= 1
-
         with pytest.raises(Cancelled):
-            iterative.edit(tiny_lm, requests_, stop)
+            iterative.edit(tiny_lm, requests_, cancel_after(last))
         assert bit_equal(tiny_lm.model, before), f"after step {last}"
 
 

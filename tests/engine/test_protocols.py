@@ -23,7 +23,7 @@ from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import build_editor, run_edit
 from editing_core.types import EditRequest, Probe
-from tests.conftest import bit_equal, snapshot
+from tests.conftest import bit_equal, cancel_after, snapshot
 
 LAYERS = (0, 1)
 SMALL = {"steps": 3, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "layers": LAYERS}
@@ -198,16 +198,8 @@ def test_cancelling_at_any_time_restores_the_model(bench, lm, facts, protocol):
     before, steps = snapshot(lm.model), []
     bench(protocol, plan(iterations=1), facts[:2], watch=steps.append)
     for last in sorted({0, 1, len(steps) // 4, len(steps) // 2, 3 * len(steps) // 4, len(steps) - 1}):
-        left = last
-
-        def stop(_step):
-            nonlocal left
-            if left == 0:
-                raise Cancelled
-            left -= 1
-
         with pytest.raises(Cancelled):
-            bench(protocol, plan(iterations=1), facts[:2], watch=stop)
+            bench(protocol, plan(iterations=1), facts[:2], watch=cancel_after(last))
         assert bit_equal(lm.model, before), f"after step {last} of {len(steps)}"
 
 

@@ -10,7 +10,7 @@ NLL is over the new object's rows, and with neighbor assistance over the edit ne
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from editing_core.editors.steps.rows import Objective, Row, RowTensors, kl_row, 
 from editing_core.models.hooks import steering, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.replay import Replay
-from editing_core.types import EditRequest, Step, Watch, ignore
+from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
 TOKENS_PER_BATCH = 12_000  # bounds the activations kept for the backward pass
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
@@ -53,7 +53,7 @@ def optimise_targets(
     """
     parts, done = [], 0
     for chunk in _chunks(lm, requests, objective):
-        told = _noting(watch, f"facts {done + 1}-{done + len(chunk)} of {len(requests)}")
+        told = noting(watch, f"facts {done + 1}-{done + len(chunk)} of {len(requests)}")
         parts.append(_Problem(lm, chunk, objective, sites, settings, adaptive).solve(told))
         done += len(chunk)
     return Targets(
@@ -61,10 +61,6 @@ def optimise_targets(
         {site: torch.cat([p.shifts[site] for p in parts]) for site in sites},
         TargetLog.join([p.log for p in parts]),
     )
-
-
-def _noting(watch: Watch, note: str) -> Watch:
-    return lambda step: watch(replace(step, note=note))
 
 
 def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> list[list[EditRequest]]:
