@@ -49,11 +49,10 @@ def assemble(host: ModelHost | None = None) -> tuple[gr.Blocks, EditTab]:
 
 
 def _outputs(tab: EditTab) -> list[Any]:
-    """Whatever any handler of the tab may change; handlers name what they do change."""
-    extra = [tab.edit, tab.stop, tab.undo, tab.progress.message, tab.progress.line, tab.progress.losses]
-    more = [tab.header.state, tab.header.load, tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions]
-    more += [tab.form.standing, *tab.tradeoff.outputs]
-    return _ordered({*tab.inputs(), *tab.view.outputs, *tab.settings.followers, *extra, *more})
+    """What the form's handlers may change. The charts are not among them: every widget named costs the browser."""
+    form = [tab.form.story, tab.form.strip, tab.form.answers, tab.form.companions, tab.form.standing, tab.form.filled]
+    model = [tab.header.state, tab.header.load, tab.progress.message]
+    return _ordered({*form, *model, *tab.form.inputs, *tab.settings.inputs, *tab.settings.followers})
 
 
 def _ordered(widgets: Iterable[Any]) -> list[Any]:
@@ -96,8 +95,7 @@ def _chip(tab: EditTab, name: str) -> Callable[..., dict[Any, Any]]:
 
 def _wire_edit(tab: EditTab) -> None:
     """Edit (also by Enter), Stop and Undo."""
-    inputs, outputs = tab.inputs(), _outputs(tab)
-    shown: dict[str, Any] = {"show_progress": "minimal", "show_progress_on": [tab.progress.line]}
+    inputs, history = tab.inputs(), tab.history
     pressed = [tab.edit.click, *(box.submit for box in tab.form.texts)]
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
     # At once, so that a place in the queue can be given up as well.
@@ -106,14 +104,17 @@ def _wire_edit(tab: EditTab) -> None:
         pressed,
         tab.on_edit,
         inputs,
-        outputs,
+        tab.running,
         api_name="edit",
         trigger_mode="once",
-        **shown,
+        show_progress="hidden",  # we show our own; Gradio's repaints at every frame
         **MODEL_QUEUE,
     )
-    tab.stop.click(tab.on_stop, tab.job, outputs, api_name="stop", queue=False, show_progress="hidden", cancels=[run])
-    tab.undo.click(tab.on_undo, {tab.history, tab.view.log}, outputs, api_name="undo", show_progress="hidden")
+    own: dict[str, Any] = {"outputs": tab.running, "show_progress": "hidden"}
+    tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run], **own)
+    tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
+    read = {history, tab.view.log, tab.tradeoff.source, tab.header.model, tab.settings.editor}
+    history.change(tab.on_history, read, tab.shown, api_name="shown", show_progress="hidden")
 
 
 def _wire_view(tab: EditTab) -> None:
@@ -152,11 +153,11 @@ def warm(host: ModelHost, store: CovarianceStore) -> None:
 
 def main() -> None:
     """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
-    host = ModelHost()
-    warm(host, CovarianceStore())
+    page, tab = assemble()
+    tab.jobs.thread.call(lambda: warm(tab.host, CovarianceStore()))
     name = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    build(host).launch(server_name=name, server_port=port, **LAUNCH)
+    page.launch(server_name=name, server_port=port, **LAUNCH)
 
 
 if __name__ == "__main__":

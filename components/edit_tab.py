@@ -1,7 +1,8 @@
 """The Edit tab: places form, settings, progress and result, and handles what is pressed there.
 
-Handlers that touch a model are generators in one queue ("model"); the work itself runs in a Job's thread,
-so a cancelled handler or a closed tab never leaves a model changed.
+Handlers that touch a model are generators in one queue ("model"); the work itself runs in the models' thread,
+so a cancelled handler or a closed tab never leaves a model changed. A finished edit goes into the page's
+history, and what is on show follows from that.
 """
 
 import logging
@@ -67,6 +68,16 @@ class EditTab:
         widgets = [self.header.model, self.history, self.job, self.form.filled, self.tradeoff.source]
         return {*widgets, *self.form.inputs, *self.settings.inputs, self.view.log}
 
+    @property
+    def running(self) -> list[Any]:
+        """What changes while an edit runs and when it ends; all else follows from the history."""
+        return [*self.progress.outputs, self.edit, self.stop, self.undo, self.job, self.history]
+
+    @property
+    def shown(self) -> list[Any]:
+        """What follows from the history."""
+        return [*self.view.outputs, *self.tradeoff.outputs, self.header.state, self.header.load]
+
     def on_example(self, name: str, values: Values) -> Shown:
         """An example's button: fill form and settings, with what the example changes in the preset."""
         chosen, model = example(name), values[self.header.model]
@@ -86,11 +97,15 @@ class EditTab:
     def on_editor(self, values: Values) -> Shown:
         """Another editor or model: its preset and the model's state."""
         editor, model = values[self.settings.editor], values[self.header.model]
-        loaded = self.host.is_loaded(model)
+        preset = settings_form.show_preset(self.settings, editor, model, values[self.settings.conventions])
+        return {**preset, **self._readiness(values)}
+
+    def _readiness(self, values: Values) -> Shown:
+        """Whether the chosen model is loaded and the chosen editor's statistics are at hand."""
+        editor, model = values[self.settings.editor], values[self.header.model]
         return {
-            **settings_form.show_preset(self.settings, editor, model, values[self.settings.conventions]),
             self.header.state: header.state_html(self.host, self.store, model, editor),
-            self.header.load: gr.Button(visible=not loaded),
+            self.header.load: gr.Button(visible=not self.host.is_loaded(model)),
         }
 
     def on_conventions(self, values: Values) -> Shown:
@@ -104,19 +119,16 @@ class EditTab:
         yield {self.header.state: header.state_html(self.host, self.store, model, editor, f"loading {model}")}
         message = ""
         try:
-            self.model(values)
+            self.jobs.thread.call(lambda: self.model(values))
         except EditingError as error:
             message = progress_view.error_html(str(error))
-        yield {
-            self.progress.message: message,
-            self.header.state: header.state_html(self.host, self.store, model, editor),
-            self.header.load: gr.Button(visible=not self.host.is_loaded(model)),
-        }
+        yield {self.progress.message: message, **self._readiness(values)}
 
     def on_present(self, values: Values) -> Iterator[Shown]:
         """A field was left: tokens, present answers, old object, known neighbors. Loads no model by itself."""
         if self.host.is_loaded(values[self.header.model]):
-            yield edit_form.present(self.model(values), values, self.form, *self._assist(values))
+            lm, assist = self.model(values), self._assist(values)
+            yield self.jobs.thread.call(lambda: edit_form.present(lm, values, self.form, *assist))
         else:
             yield {
                 self.form.strip: hint_html("Load the model to see its tokens and present answers."),
@@ -126,7 +138,8 @@ class EditTab:
     def on_neighbors(self, values: Values) -> Iterator[Shown]:
         """A neighbor or the way it assists was changed: how the neighbors stand. The table is left alone."""
         if self.host.is_loaded(values[self.header.model]):
-            yield edit_form.stand(self.model(values), values, self.form, *self._assist(values))
+            lm, assist = self.model(values), self._assist(values)
+            yield self.jobs.thread.call(lambda: edit_form.stand(lm, values, self.form, *assist))
 
     def _assist(self, values: Values) -> tuple[Assist, int]:
         """The assistance asked for and the seed; none while a setting is wrong, which Edit will say."""
@@ -188,21 +201,23 @@ class EditTab:
     def on_undo(self, values: Values) -> Shown:
         """Back to the run before, or to the empty view. Models are never left edited, so nothing else is undone."""
         history = list(values[self.history])[:-1]
-        stored = self.runs.get(history[-1]) if history else None
-        shown = (
-            result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
-            if stored
-            else result_view.show_empty(self.view)
-        )
-        history = history if stored else []
-        text = "Undone; the run before is shown." if stored else "Undone; the model is as it was."
+        kept = bool(history) and self.runs.get(history[-1]) is not None
+        text = "Undone; the run before is shown." if kept else "Undone; the model is as it was."
         return {
-            **shown,
-            self.history: history,
-            self.undo: gr.Button(interactive=bool(history)),
+            self.history: history if kept else [],
+            self.undo: gr.Button(interactive=kept),
             self.progress.line: progress_view.idle_html(text),
             self.progress.message: "",
         }
+
+    def on_history(self, values: Values) -> Shown:
+        """A run was added or taken back: show the newest one there is."""
+        stored = self._current(values)
+        own = self._own_tradeoff(values)
+        if stored is None:
+            return {**result_view.show_empty(self.view), **own}
+        shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
+        return {**shown, **own, **self._readiness(values)}
 
     def on_view(self, values: Values) -> Shown:
         """The slider, the fact selector or the scale moved: redraw from the kept run."""
@@ -225,11 +240,9 @@ class EditTab:
         """Another comparison, or the page's own runs."""
         return tradeoff_view.show(self.tradeoff, str(values[self.tradeoff.source]), self._kept(values[self.history]))
 
-    def _own_tradeoff(self, values: Values, history: list[str]) -> Shown:
-        """The trade-off with a new run in it, where the page's own runs are shown."""
-        if values[self.tradeoff.source] != tradeoff_view.OWN:
-            return {}
-        return tradeoff_view.show(self.tradeoff, tradeoff_view.OWN, self._kept(history))
+    def _own_tradeoff(self, values: Values) -> Shown:
+        """The trade-off again, where it is the one of the page's own runs."""
+        return self.on_tradeoff(values) if values[self.tradeoff.source] == tradeoff_view.OWN else {}
 
     def _kept(self, history: list[str]) -> list[StoredRun]:
         """The runs of the page that the server still has."""
@@ -242,7 +255,7 @@ class EditTab:
             return
         place, k = result_view.read_place(values, self.view, stored)
         if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is None:
-            self.look_at(stored, place, k)
+            self.jobs.thread.call(lambda: self.look_at(stored, place, k))
             yield result_view.show_looks(self.view, stored, place, k)
 
     def look_at(self, stored: StoredRun, place: int, k: int) -> None:
@@ -285,7 +298,7 @@ class EditTab:
             yield progress_view.show(self.progress, progress, job.seconds, redraw)
 
     def _outcome(self, job: Job, values: Values) -> Shown:
-        """The page after the worker ended: result, refusal or stop. Defects go to the log with their traceback."""
+        """The page after the worker ended: done, refused or stopped. Defects go to the log with their traceback."""
         if job.stopped or isinstance(job.error, Cancelled):
             return self._idle(values, "", STOPPED)
         if isinstance(job.error, EditingError):
@@ -294,18 +307,11 @@ class EditTab:
         if stored is None:
             log.error("the edit failed", exc_info=job.error)
             return self._idle(values, progress_view.error_html(DEFECT))
-        shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
-        history = [*values[self.history], stored.run.id][-20:]
         done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.chosen}."
-        state = header.state_html(self.host, self.store, stored.run.model, stored.run.plan.editor)
         return {
             **self._idle(values, "", done),
-            **shown,
-            **self._own_tradeoff(values, history),
-            self.history: history,
+            self.history: [*values[self.history], stored.run.id][-20:],
             self.undo: gr.Button(interactive=True),
-            self.header.state: state,
-            self.header.load: gr.Button(visible=False),
         }
 
     def _idle(self, values: Values, message: str, text: str = "Nothing was run.") -> Shown:

@@ -1,4 +1,4 @@
-"""Jobs: one worker thread per piece of work on a model, its progress as a stream, and how it is stopped.
+"""Jobs: work on models in one thread of its own, its progress as a stream, and how it is stopped.
 
 A page handler that is cancelled or whose tab was closed ends in `Job.stop`, so the model is whole again
 before anybody else gets it.
@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from typing import Any
 
 from editing_core.errors import Cancelled
@@ -19,10 +20,41 @@ KEPT_STEPS = 256  # progress a slow reader may be behind before the oldest is dr
 Work = Callable[[Watch], Any]
 
 
-class Job:
-    """Runs `work(watch)` in a thread of its own. `result` or `error` is set when `done`."""
+class ModelThread:
+    """The one thread of a server in which models compute, one piece of work after the other.
 
-    def __init__(self, work: Work) -> None:
+    Every further thread that computes brings threads of its own along, and as soon as there are more of those
+    than processors OpenMP lets all of them sleep at every barrier, which makes an edit a third slower.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        threading.Thread(target=self._serve, name="models", daemon=True).start()
+
+    def submit(self, work: Callable[[], Any]) -> "Future[Any]":
+        """Put work into the queue; the future gives its result or error."""
+        future: Future[Any] = Future()
+        self._waiting.put((future, work))
+        return future
+
+    def call(self, work: Callable[[], Any]) -> Any:
+        """Do the work there and wait for it; its error is raised here."""
+        return self.submit(work).result()
+
+    def _serve(self) -> None:
+        while True:
+            future, work = self._waiting.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+                    future.set_exception(error)
+
+
+class Job:
+    """Runs `work(watch)` in the models' thread. `result` or `error` is set when `done`."""
+
+    def __init__(self, work: Work, thread: ModelThread) -> None:
         self.id = secrets.token_urlsafe(12)
         self.result: Any = None
         self.error: BaseException | None = None
@@ -30,13 +62,12 @@ class Job:
         self._work = work
         self._steps: queue.Queue[Step] = queue.Queue(KEPT_STEPS)
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="edit", daemon=True)
-        self._thread.start()
+        self._end = thread.submit(self._run)
 
     @property
     def done(self) -> bool:
         """Whether the worker has ended, well or not."""
-        return not self._thread.is_alive()
+        return self._end.done()
 
     @property
     def stopped(self) -> bool:
@@ -51,12 +82,18 @@ class Job:
     def stop(self) -> None:
         """Ask the worker to leave and wait until it has; the model is then as it was."""
         self._stop.set()
-        self._thread.join()
+        if not self._end.cancel():
+            self.wait()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Until the worker has ended, at most so many seconds."""
+        wait([self._end], seconds)
 
     def updates(self) -> Iterator[list[Step]]:
         """Steps since the last look, at least every INTERVAL seconds, until the work has ended or was stopped."""
         while not self.done:
-            steps = self._wait()
+            self.wait(INTERVAL)
+            steps = self._drain()
             # Progress told after a stop would overwrite the word that it was stopped.
             if self.stopped:
                 return
@@ -64,10 +101,6 @@ class Job:
         rest = self._drain()
         if rest and not self.stopped:
             yield rest
-
-    def _wait(self) -> list[Step]:
-        self._thread.join(INTERVAL)
-        return self._drain()
 
     def _drain(self) -> list[Step]:
         steps: list[Step] = []
@@ -103,12 +136,13 @@ class Jobs:
     """The jobs now running, so that Stop finds the one of its own page by an unguessable id."""
 
     def __init__(self) -> None:
+        self.thread = ModelThread()
         self._running: dict[str, Job] = {}
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Job:
         """Start and list a job."""
-        job = Job(work)
+        job = Job(work, self.thread)
         with self._lock:
             self._running[job.id] = job
         return job

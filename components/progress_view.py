@@ -28,6 +28,11 @@ class ProgressView:
     line: gr.HTML
     losses: gr.Plot
 
+    @property
+    def outputs(self) -> list[Any]:
+        """All of them."""
+        return [self.message, self.line, self.losses]
+
 
 def build_message() -> gr.HTML:
     """Place the message line, near the form's buttons."""

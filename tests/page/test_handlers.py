@@ -1,6 +1,7 @@
 """Handlers: what the form refuses and in which words, what the stores keep, what views show."""
 
 import json
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 from gradio_client import Client
 
 from components import edit_form, progress_view, result_html, result_view
-from components.jobs import Job
+from components.jobs import Jobs
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
 from editing_core.data.examples import example
@@ -60,11 +61,13 @@ def test_what_cannot_be_edited_is_refused_in_one_sentence(client, saying, output
 
 
 def test_an_edit_shows_verdict_charts_and_downloads(client, saying, output_of, tab):
-    outputs = client.predict(**saying(), api_name="/edit")
-    assert "Boston" in output_of(outputs, tab.view.verdict)
+    done = client.predict(**saying(), api_name="/edit")
+    assert "Done in" in output_of(done, tab.progress.line)
+    outputs = client.predict(api_name="/shown")
+    assert "Boston" in output_of(outputs, tab.view.verdict, "shown")
     for plot in (tab.view.probabilities, tab.view.perplexity, tab.view.next_token, tab.view.metrics, tab.view.loss):
-        assert output_of(outputs, plot)["data"]
-    whole = output_of(outputs, tab.view.whole)
+        assert output_of(outputs, plot, "shown")["data"]
+    whole = output_of(outputs, tab.view.whole, "shown")
     with open(whole, encoding="utf-8") as file:
         assert json.load(file)["editor"] == "memit"
 
@@ -97,16 +100,34 @@ def test_the_store_keeps_no_more_than_it_may(run):
 
 
 def test_a_slow_reader_loses_the_oldest_steps_only():
-    job = Job(lambda watch: [watch(Step("optimise", i, 1000, round=1)) for i in range(1000)])
-    job._thread.join()
+    job = Jobs().start(lambda watch: [watch(Step("optimise", i, 1000, round=1)) for i in range(1000)])
+    job.wait()
     steps = [step for steps in job.updates() for step in steps]
     assert steps[-1].done == 999
     assert len(steps) < 1000
 
 
+def test_work_stopped_before_its_turn_is_never_done():
+    jobs, gate, done = Jobs(), threading.Event(), []
+    first, second = jobs.start(lambda _watch: gate.wait(10)), jobs.start(lambda _watch: done.append("second"))
+    second.stop()
+    gate.set()
+    first.wait()
+    jobs.thread.call(lambda: done.append("third"))
+    assert second.stopped
+    assert done == ["third"]
+
+
+def test_models_compute_in_one_thread_and_errors_come_back():
+    thread = Jobs().thread
+    assert thread.call(threading.get_ident) == thread.call(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        thread.call(lambda: 1 / 0)
+
+
 def test_a_job_that_fails_keeps_its_error():
-    job = Job(lambda _watch: 1 / 0)
-    job._thread.join()
+    job = Jobs().start(lambda _watch: 1 / 0)
+    job.wait()
     assert isinstance(job.error, ZeroDivisionError)
 
 

@@ -35,14 +35,17 @@ def test_two_visitors_at_once_see_only_their_own_edit(page, saying, output_of, t
         {"subject": "Mario Del Monaco", "prompt": "{}, often placed in the genre", "old": "opera", "new": "sitcom"},
     ]
     jobs = [c.submit(**saying(**fact), api_name="/edit") for c, fact in zip(clients, facts, strict=True)]
-    results = [job.result(timeout=120) for job in jobs]
+    for job in jobs:
+        job.result(timeout=120)
+    results = [client.predict(api_name="/shown") for client in clients]
     for result, fact, other in zip(results, facts, reversed(facts), strict=True):
-        shown = str([output_of(result, widget) for widget in tab.view.outputs])
-        assert fact["new"] in output_of(result, tab.view.verdict)
+        shown = str([output_of(result, widget, "shown") for widget in tab.view.outputs])
+        assert fact["new"] in output_of(result, tab.view.verdict, "shown")
         assert fact["subject"] in shown
         assert other["subject"] not in shown
     undone = clients[0].predict(api_name="/undo")
-    assert "No edit yet" in output_of(undone, tab.view.verdict, "undo")
+    assert "Undone" in output_of(undone, tab.progress.line, "undo")
+    assert "No edit yet" in output_of(clients[0].predict(api_name="/shown"), tab.view.verdict, "shown")
 
 
 @pytest.mark.usefixtures("unchanged")
@@ -69,4 +72,4 @@ def test_a_visitor_cannot_stop_the_edit_of_another(page, saying, output_of, tab)
     job = one.submit(**saying(iterations=2, stop="none"), api_name="/edit")
     assert until(lambda: len(tab.jobs) == 1)
     other.predict(api_name="/stop")
-    assert "Boston" in output_of(job.result(timeout=120), tab.view.verdict)
+    assert "Done in" in output_of(job.result(timeout=120), tab.progress.line)
