@@ -113,7 +113,7 @@ def _wire_edit(tab: EditTab) -> None:
     own: dict[str, Any] = {"outputs": tab.running, "show_progress": "hidden"}
     tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run], **own)
     tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
-    read = {history, tab.view.log, tab.tradeoff.source, tab.header.model, tab.settings.editor}
+    read: set[Any] = {history, tab.view.log, tab.tradeoff.source, tab.header.model, tab.settings.editor}
     history.change(tab.on_history, read, tab.shown, api_name="shown", show_progress="hidden")
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Cache,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from editing_core.errors import BadRequest, ModelUnavailable
 from editing_core.models.architectures import Architecture
@@ -86,9 +93,18 @@ class LanguageModel:
         head: nn.Module = self.model.get_output_embeddings()
         return head
 
-    def hidden(self, batch: Batch) -> Tensor:
-        """(rows, tokens, d) after the final norm. Gradients flow where the caller's tensors ask for them."""
-        state: Tensor = self.model.base_model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False)[0]
+    def hidden(self, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """(rows, tokens, d) after the final norm. Gradients flow where the caller's tensors ask for them.
+
+        cache: keys and values of what stands before the rows, to which theirs are added.
+        """
+        state: Tensor = self.model.base_model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask,
+            position_ids=batch.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )[0]
         return state
 
     def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:

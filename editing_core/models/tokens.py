@@ -91,11 +91,16 @@ def subject_last(tokenizer: PreTrainedTokenizerBase, template: str, subject: str
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Padded rows. ids, mask: (rows, tokens); lengths: (rows,) of the rows themselves."""
+    """Padded rows. ids, mask: (rows, tokens); lengths: (rows,) of the rows themselves.
+
+    positions: (rows, tokens) where they are not simply counted. Rows that continue a kept past have a mask
+    over that past and themselves.
+    """
 
     ids: Tensor
     mask: Tensor
     lengths: Tensor
+    positions: Tensor | None = None
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device | str, left: bool = False) -> Batch:

@@ -156,7 +156,15 @@ def test_every_row_is_shifted_at_its_own_subject_and_nowhere_else(tiny_lm, aided
         with steering(model, {site: spied(change) for site, change in changes.items()}):
             yield
 
+    starts = []
+
+    def running(replay):
+        starts.append(replay.batch.positions[:, 0])
+        return run_replay(replay)
+
+    run_replay = module.Replay.run
     monkeypatch.setattr(module, "steering", spying)
+    monkeypatch.setattr(module.Replay, "run", running)
     found = run(tiny_lm, aided, contexts, Assist(neighbors=neighbors), replace(SETTINGS, steps=2))
     rows = [(i, *text) for i, r in enumerate(aided) for text in texts_of(r, contexts, neighbors == "nap")]
     last = {(i, template, s): subject_last(tiny_lm.tokenizer, template, s) for i, template, s, _ in rows}
@@ -164,14 +172,15 @@ def test_every_row_is_shifted_at_its_own_subject_and_nowhere_else(tiny_lm, aided
     moved = shifts[-1].abs().sum(-1) > 0  # (rows, tokens)
     assert (moved.sum(-1) == 1).all()
     # Each record has one row more, "SUBJECT is a", behind its others.
-    at, number = moved.int().argmax(-1).tolist(), 0
+    columns, number = moved.int().argmax(-1), 0
+    at = (columns + starts[-1]).tolist()
     for i, request in enumerate(aided):
         mine = [last[i, template, s] for j, template, s, _ in rows if i == j]
         assert at[number : number + len(mine)] == mine
         for row in range(number, number + len(mine) + 1):
             expected = found.shifts[tiny_lm.architecture.block(1)][i]
             # The difference of two states carries the rounding of the states.
-            torch.testing.assert_close(shifts[-1][row, at[row]], expected, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(shifts[-1][row, columns[row]], expected, atol=1e-5, rtol=1e-4)
         assert len(mine) == len(contexts) + len(request.edit_neighbors)
         number += len(mine) + 1
     assert number == len(moved)

@@ -38,6 +38,17 @@ class Row:
     even: float = 0.0
     assists: bool = False
 
+    @property
+    def start(self) -> int:
+        """The first token that a shift at the subject can reach or that is looked at."""
+        return min(self.subject, *self.positions) if self.positions else self.subject
+
+    def behind_start(self) -> "Row":
+        """The row without what stands left of its start."""
+        cut = self.start
+        positions = tuple(at - cut for at in self.positions)
+        return replace(self, ids=self.ids[cut:], subject=self.subject - cut, positions=positions)
+
 
 @dataclass(frozen=True)
 class Objective:

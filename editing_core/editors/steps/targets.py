@@ -98,7 +98,7 @@ class _Problem:
     def solve(self, watch: Callable[[Step], None]) -> Targets:
         """Run Adam until every record is finished or the steps are used up."""
         s = self.settings
-        self._restrict(first=True)
+        self._start()
         history: list[dict[str, float]] = []
         for number in range(s.steps):
             with torch.enable_grad():
@@ -123,28 +123,21 @@ class _Problem:
         self._store()
         return self._result(tuple(history))
 
-    def _restrict(self, first: bool = False) -> None:
-        """Build tensors for the active records and, the first time, the per-record state."""
-        numbers = {int(record): i for i, record in enumerate(self.active)}
-        rows = [row for record in numbers for row in self.rows[record]]
-        self.tensors = RowTensors.of(self.lm, rows)
-        renumber = torch.tensor([numbers[row.record] for row in rows], device=self.lm.device)
-        self.record = renumber
-        self.identity = torch.tensor([i for i, row in enumerate(rows) if row is self.rows[row.record][0]])
-        self.kl_rows = torch.tensor([i for i, row in enumerate(rows) if not row.labels])
-        self.assisted = any(row.assists for row in rows)
-        if first:
-            self._start()
-
     @torch.no_grad()
     def _start(self) -> None:
-        """Anchors, the unshifted KL distribution and zeros for the rest, from one plain forward."""
-        t = self.tensors
-        with watching(self.lm.model, outputs=self.sites) as seen, self.replay.recording():
-            hidden = self.lm.hidden(t.batch)
-        rows, at = self.identity, t.subject[self.identity]
-        self.anchor = torch.stack([seen[site][rows, at].float() for site in self.sites])  # (sites, n, d)
+        """One plain forward of whole rows: anchors, the unshifted KL distribution, and what replays keep.
+
+        From then on rows begin where the shift does.
+        """
+        whole = self._arrange()
+        starts = torch.tensor([row.start for row in whole], device=self.lm.device)
+        t, rows = self.tensors, self.identity
+        with watching(self.lm.model, outputs=self.sites) as seen:
+            hidden = self.replay.record(t.batch, starts)
+        self.anchor = torch.stack([seen[site][rows, t.subject[rows]].float() for site in self.sites])  # (sites, n, d)
         self.kl_before = self._kl_logits(hidden).log_softmax(-1)
+        self.rows = [[row.behind_start() for row in rows] for rows in self.rows]
+        self._arrange()
         self.anchor_norm = self.anchor.norm(dim=-1)  # (sites, n)
         width = self.anchor.shape[-1]
         unit = self.anchor_norm / width**0.5 if self.settings.relative_rate else torch.ones_like(self.anchor_norm)
@@ -158,6 +151,17 @@ class _Problem:
         self.steps = torch.zeros(n, dtype=torch.long, device=device)
         self.finite = torch.ones(n, dtype=torch.bool, device=device)
         self.result, self.anchors = torch.zeros_like(self.anchor), self.anchor.clone()
+
+    def _arrange(self) -> list[Row]:
+        """The rows of the active records in order, and tensors for them."""
+        numbers = {int(record): i for i, record in enumerate(self.active)}
+        rows = [row for record in numbers for row in self.rows[record]]
+        self.tensors = RowTensors.of(self.lm, rows)
+        self.record = torch.tensor([numbers[row.record] for row in rows], device=self.lm.device)
+        self.identity = torch.tensor([i for i, row in enumerate(rows) if row is self.rows[row.record][0]])
+        self.kl_rows = torch.tensor([i for i, row in enumerate(rows) if not row.labels])
+        self.assisted = any(row.assists for row in rows)
+        return rows
 
     def _terms(self) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms, each (n_active,), and whether all labels of a record come first."""
@@ -173,8 +177,8 @@ class _Problem:
             return change
 
         changes = {site: shifted(i) for i, site in enumerate(self.sites)}
-        with self.replay.playing(), steering(self.lm.model, changes):
-            hidden = self.lm.hidden(t.batch)
+        with steering(self.lm.model, changes):
+            hidden = self.replay.run()
         logits = self.lm.head(hidden[t.label_row, t.label_at]).float()
         losses = torch.nn.functional.cross_entropy(logits, t.label_id, reduction="none")
         owner = self.record[t.label_row]
@@ -234,8 +238,8 @@ class _Problem:
         self.moment1, self.moment2 = self.moment1[:, keep], self.moment2[:, keep]
         self.rate, self.anchor_norm = self.rate[:, keep], self.anchor_norm[:, keep]
         self.kl_before, self.factor = self.kl_before[keep], self.factor[keep]
-        self._restrict()
-        self.replay.select(kept_rows, self.tensors.batch.ids.shape[1])
+        self._arrange()
+        self.replay.select(kept_rows)
 
     def _store(self) -> None:
         self.result[:, self.active] = self.delta.detach()
