@@ -13,8 +13,6 @@ from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Continuation, continuation, encode
 
-ROWS_PER_FORWARD = 256
-
 
 @dataclass(frozen=True)
 class ObjectScore:
@@ -65,29 +63,25 @@ def _score_rows(
     left: bool = False,
 ) -> None:
     """Fill `scores` for the texts of these numbers."""
-    unique = sorted({texts[n].inputs for n in numbers}, key=len)
-    place = {ids: i for i, ids in enumerate(unique)}
-    wanted: list[list[tuple[int, Continuation]]] = [[] for _ in unique]
+    asked: dict[tuple[int, ...], list[int]] = {}
     for number in numbers:
-        wanted[place[texts[number].inputs]].append((number, texts[number]))
-    for start in range(0, len(unique), ROWS_PER_FORWARD):
-        batch = lm.batch(unique[start : start + ROWS_PER_FORWARD], left)
+        asked.setdefault(texts[number].inputs, []).append(number)
+    rows = list(asked)
+    batches = [(list(range(len(rows))), lm.batch(rows, left=True))] if left else lm.batches(rows)
+    for places, batch in batches:
         width = batch.ids.shape[1]
-        asked = [
-            (row, number, text)
-            for row, group in enumerate(wanted[start : start + ROWS_PER_FORWARD])
-            for number, text in group
-        ]
+        told = [(row, number) for row, place in enumerate(places) for number in asked[rows[place]]]
         flat = [
-            (row, at + (width - len(text.inputs) if left else 0)) for row, _, text in asked for at in text.positions
+            (row, at + (width - len(texts[number].inputs) if left else 0))
+            for row, number in told
+            for at in texts[number].positions
         ]
-        rows, positions = (torch.tensor(column, device=lm.device) for column in zip(*flat, strict=True))
-        logits = lm.logits_at(batch, rows, positions)
+        logits = lm.logits_at(batch, *(torch.tensor(column, device=lm.device) for column in zip(*flat, strict=True)))
         at = 0
-        for _, number, text in asked:
-            length = len(text.object_ids)
-            scores[number] = _score(logits[at : at + length], text.object_ids)
-            at += length
+        for _, number in told:
+            ids = texts[number].object_ids
+            scores[number] = _score(logits[at : at + len(ids)], ids)
+            at += len(ids)
 
 
 def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
@@ -117,9 +111,7 @@ def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenC
 
 
 @torch.no_grad()
-def text_perplexities(
-    lm: LanguageModel, texts: Sequence[str], terms: str = "T-1", texts_per_forward: int = 32
-) -> list[float]:
+def text_perplexities(lm: LanguageModel, texts: Sequence[str], terms: str = "T-1") -> list[float]:
     """Exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1).
 
     terms "T": the sum is divided by T, as the published code does.
@@ -128,16 +120,15 @@ def text_perplexities(
     for text, row in zip(texts, rows, strict=True):
         if len(row) < 2:
             raise BadRequest(f"The text {text[:40]!r} is a single token and has no perplexity; leave it out.")
-    out: list[float] = []
-    for start in range(0, len(rows), texts_per_forward):
-        batch = lm.batch(rows[start : start + texts_per_forward])
+    means = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
+    for numbers, batch in lm.batches(rows):
         index, at = torch.nonzero(batch.mask[:, 1:], as_tuple=True)
         losses = torch.nn.functional.cross_entropy(
             lm.logits_at(batch, index, at), batch.ids[index, at + 1], reduction="none"
         ).double()
         total = torch.zeros(len(batch.ids), dtype=torch.float64, device=lm.device).index_add(0, index, losses)
-        out += (total / (batch.lengths - int(terms == "T-1"))).exp().tolist()
-    return out
+        means[numbers] = total / (batch.lengths - int(terms == "T-1"))
+    return [float(value) for value in means.exp()]
 
 
 @torch.no_grad()

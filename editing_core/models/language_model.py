@@ -5,7 +5,7 @@ Whoever uses the model holds `lm.lock`. The device is read from the model and no
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from editing_core.errors import BadRequest, ModelUnavailable
 from editing_core.models.architectures import Architecture
 from editing_core.models.catalog import alphabet_of, source_of
 from editing_core.models.hooks import steering, watching
-from editing_core.models.tokens import Batch, pad
+from editing_core.models.tokens import Batch, pad, runs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -121,6 +121,11 @@ class LanguageModel:
                 f"A prompt takes {longest} tokens, {self.name} reads at most {self.context}; shorten the prompt."
             )
         return pad(rows, self.device, left)
+
+    def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch]]:
+        """All rows in batches of similar length, each with the numbers of its rows."""
+        for numbers in runs([len(row) for row in rows]):
+            yield numbers, self.batch([rows[n] for n in numbers])
 
     def check_text(self, text: str) -> None:
         """BadRequest when the model never saw letters like these while training."""

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+TOKENS_PER_FORWARD = 8192  # bounds the activations of a forward that keeps none for a backward pass
+FORWARD_COST = 128  # what starting another forward costs, in tokens of one
+
 
 @dataclass(frozen=True)
 class Continuation:
@@ -101,6 +104,25 @@ class Batch:
     mask: Tensor
     lengths: Tensor
     positions: Tensor | None = None
+
+
+def runs(lengths: Sequence[int], most: int = TOKENS_PER_FORWARD) -> list[list[int]]:
+    """Row numbers, shortest row first, in runs that are padded to their longest: together each number once.
+
+    A run ends where it would take more than `most` tokens, or where padding would cost more than the start of
+    another forward does.
+    """
+    found: list[list[int]] = []
+    real = 0
+    for number in sorted(range(len(lengths)), key=lambda n: lengths[n]):
+        length = lengths[number]
+        padded = (len(found[-1]) + 1) * length if found else 0
+        if not found or padded > most or padded - (real + length) > FORWARD_COST:
+            found.append([])
+            real = 0
+        found[-1].append(number)
+        real += length
+    return found
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device | str, left: bool = False) -> Batch:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
-from editing_core.models.tokens import continuation, encode, last_token_of, pad, subject_last
+from editing_core.models.tokens import FORWARD_COST, continuation, encode, last_token_of, pad, runs, subject_last
 from tests.conftest import pocket_tokenizer
 
 PROMPTS = ["Mary Walker was born in", "The capital of France is ", "St. John's, N.F., is in", '"Hello," she said. The']
@@ -153,3 +153,23 @@ def test_generation_stops_at_the_end_of_the_context(tiny_lm):
     while len(encode(tiny_lm.tokenizer, " ".join(words))) > tiny_lm.context:
         words.pop()
     assert generate(tiny_lm, " ".join(words)) == ""
+
+
+@pytest.mark.parametrize("lengths", [[], [5], [3, 90, 4, 3, 88, 5], [7] * 300, list(range(1, 200))])
+def test_runs_hold_every_row_once_and_little_padding(lengths):
+    found = runs(lengths, most=1000)
+    assert sorted(n for run in found for n in run) == list(range(len(lengths)))
+    for run in found:
+        own = [lengths[n] for n in run]
+        assert len(own) * max(own) <= max(1000, max(own))
+        assert len(own) * max(own) - sum(own) <= FORWARD_COST
+
+
+def test_batches_of_similar_length_give_each_row_its_own_numbers(tiny_lm):
+    torch.manual_seed(1)
+    rows = [torch.randint(1, 200, (length,)).tolist() for length in (3, 70, 5, 60, 4, 80, 2)]
+    seen = {}
+    for numbers, batch in tiny_lm.batches(rows):
+        for number, row, length in zip(numbers, batch.ids, batch.lengths, strict=True):
+            seen[number] = row[:length].tolist()
+    assert [seen[n] for n in range(len(rows))] == rows

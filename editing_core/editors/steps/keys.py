@@ -38,20 +38,18 @@ class SubjectRows:
 
 
 @torch.no_grad()
-def states_at_subject(
-    lm: LanguageModel, rows: SubjectRows, site: str, inputs: bool = False, rows_per_forward: int = 512
-) -> Tensor:
+def states_at_subject(lm: LanguageModel, rows: SubjectRows, site: str, inputs: bool = False) -> Tensor:
     """(n_records, n_templates, width) float64: output (or input) of module `site` at the subject's end."""
-    parts = []
+    parts, order = [], []
     name = f"{site}.input" if inputs else site
-    for start in range(0, len(rows.ids), rows_per_forward):
-        batch = lm.batch(rows.ids[start : start + rows_per_forward])
-        kept = {"inputs": [site]} if inputs else {"outputs": [site]}
+    kept = {"inputs": [site]} if inputs else {"outputs": [site]}
+    for numbers, batch in lm.batches(rows.ids):
         with watching(lm.model, **kept) as seen, stopping_after(lm.model, site):
             lm.hidden(batch)
         index = torch.arange(len(batch.ids), device=lm.device)
         parts.append(seen[name][index, batch.lengths - 1].double())
-    states = torch.cat(parts)
+        order += numbers
+    states = torch.cat(parts)[torch.tensor(order).argsort()]
     return states.reshape(-1, rows.templates, states.shape[-1])
 
 

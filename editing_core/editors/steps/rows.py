@@ -14,7 +14,7 @@ from torch import Tensor
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import Batch, continuation, encode, subject_last
+from editing_core.models.tokens import Batch, continuation, encode, runs, subject_last
 from editing_core.types import EditRequest
 
 KL_TEMPLATE = "{} is a"
@@ -174,27 +174,27 @@ def per_record(values: Tensor, record: Tensor, count: int) -> Tensor:
 
 
 @torch.no_grad()
-def log_perplexity(
-    lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective, records_per_forward: int = 64
-) -> tuple[Tensor, Tensor]:
+def log_perplexity(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> tuple[Tensor, Tensor]:
     """Log-perplexities with nothing injected, each (n_records,) float64: over rewriting rows, over all rows.
 
     exp of the first is p_i of the UnderEdit paper (arXiv:2503.11895, eq. 4; all templates inside the
     exponent); the second takes the assisting neighbors' rows in, as the published code does.
     """
-    edit, every = [], []
-    for start in range(0, len(requests), records_per_forward):
-        some = requests[start : start + records_per_forward]
-        rows = RowTensors.of(lm, [row for i, r in enumerate(some) for row in objective.rows(lm, r, i)])
-        losses, _ = nll(lm, rows)
-        found = row_means(losses, rows, rows.label_record, len(some))
-        edit.append(found[0].cpu())
-        every.append(found[1].cpu())
-    return torch.cat(edit), torch.cat(every)
+    rows = [row for i, request in enumerate(requests) for row in objective.rows(lm, request, i)]
+    edit, every = torch.zeros(2, len(requests), dtype=torch.float64)
+    for numbers in runs([len(row.ids) for row in rows]):
+        some = RowTensors.of(lm, [rows[n] for n in numbers])
+        losses, _ = nll(lm, some)
+        of_edit, of_every = row_means(losses, some, some.label_record, len(requests))
+        edit += of_edit.cpu()
+        every += of_every.cpu()
+    return edit, every
 
 
 def row_means(losses: Tensor, rows: RowTensors, record: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(count,) float64 mean NLL per record over its rewriting rows, and over all its rows alike.
+
+    Of some of a record's rows: their parts of these means.
 
     losses, record: (labels,).
     """
