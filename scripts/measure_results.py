@@ -38,6 +38,7 @@ class Case:
 CASES = {
     "memit-10": Case("MEMIT, N = 10", "memit", 10, 10, 5),
     "memit-100": Case("MEMIT, N = 100", "memit", 100, 10, 5),
+    "memit-300": Case("MEMIT, N = 300", "memit", 300, 10, 2),
     "pmet-100": Case("PMET, N = 100", "pmet", 100, 10, 5),
     "rome-nocov-100": Case("ROME without covariance, N = 100", "rome", 100, 1, 5, {"covariance": False}),
     "rome-100": Case("ROME with covariance and one consistent key, N = 100", "rome", 100, 1, 5),

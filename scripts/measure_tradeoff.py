@@ -1,7 +1,7 @@
 """Measure what neighbor assistance and protected keys do to neighbors at matched efficacy.
 
-    python -m scripts.measure_tradeoff 100           every method, about half an hour on two cores
-    python -m scripts.measure_tradeoff 300 off NA    some methods only; the others stay as they were
+    python -m scripts.measure_tradeoff 100           every method, trials that are stored are not measured again
+    python -m scripts.measure_tradeoff 300 off NA    some methods only
 
 All methods edit the same records of pocket-facts with MEMIT's preset, a fixed number of iterations. Three known
 neighbors of every record are set apart, whatever the method: nothing that may assist any record, by prompt
@@ -31,7 +31,7 @@ from scripts import results_page
 
 ITERATIONS = 3  # enough for 95 % efficacy
 APART = 3  # known neighbors set apart per record
-TRIALS = {100: 1, 300: 1}
+TRIALS = {100: 2, 300: 1}
 OTHERS, STRIDE = 200, 7  # other known facts about nobody edited or measured: how many, taking every seventh
 log = logging.getLogger("tradeoff")
 
@@ -114,22 +114,30 @@ def _rounded(value: object) -> object:
     return [_rounded(item) for item in value] if isinstance(value, list) else value
 
 
+def stored_file() -> dict[str, dict[str, list[object]]]:
+    """What was measured so far: trials by number of records and method."""
+    file = results_page.TRADEOFF
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def stored_trials(count: int, name: str) -> list[object]:
+    """The trials of a method that were measured already."""
+    return stored_file().get(str(count), {}).get(name, [])
+
+
 def main() -> None:
     """Measure the named methods, or all, for one number of records."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     count, names = int(sys.argv[1]), sys.argv[2:] or list(METHODS)
     lm = LanguageModel.load("pocket-gpt2")
     for name in names:
-        trials = []
-        for trial in range(TRIALS.get(count, 1)):
-            trials.append(measure(lm, chosen(lm, count, trial), METHODS[name], trial))
-            log.info("N = %d, %s, trial %d: %.0f s", count, name, trial, trials[-1]["seconds"])
-        stored = (
-            json.loads(results_page.TRADEOFF.read_text(encoding="utf-8")) if results_page.TRADEOFF.is_file() else {}
-        )
-        stored.setdefault(str(count), {})[name] = trials
-        results_page.TRADEOFF.write_text(json.dumps(_rounded(stored)) + "\n", encoding="utf-8")
-        results_page.write()
+        for trial in range(len(stored_trials(count, name)), TRIALS.get(count, 1)):
+            found = measure(lm, chosen(lm, count, trial), METHODS[name], trial)
+            log.info("N = %d, %s, trial %d: %.0f s", count, name, trial, found["seconds"])
+            stored = stored_file()
+            stored.setdefault(str(count), {}).setdefault(name, []).append(_rounded(found))
+            results_page.TRADEOFF.write_text(json.dumps(stored) + "\n", encoding="utf-8")
+            results_page.write()
 
 
 if __name__ == "__main__":
