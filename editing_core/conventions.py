@@ -24,10 +24,21 @@ class Conventions(Settings):
         "Padding while scoring: right, or left without position ids, which shifts learned positions",
         choices=("right", "left"),
     )
+    accuracy: str = setting(
+        "token_mean",
+        "When objects of several tokens count as said: by the share of right tokens given those before, only when all "
+        "are right, or by the share of right tokens in what the model says by itself",
+        choices=("token_mean", "all_tokens", "greedy_match"),
+    )
     neighbor_accuracy: str = setting(
         "token_mean",
         "A neighbor counts by the share of its tokens that stayed, or only when all stayed",
         choices=("token_mean", "all_tokens"),
+    )
+    unrelated: str = setting(
+        "whole",
+        "ZsRE's unrelated question as one probe, or as one probe for each token of its answer",
+        choices=("whole", "per_token"),
     )
     reference: str = setting(
         "gold",
@@ -61,6 +72,7 @@ FAITHFUL = Conventions(
     objects="alone",
     padding="left",
     neighbor_accuracy="all_tokens",
+    unrelated="per_token",
     reference="pre_edit",
     zeros="dropped",
     perplexity_terms="T",

@@ -114,10 +114,10 @@ def set_stage(
     watch: Watch = ignore,
     evaluator: Evaluator | None = None,
 ) -> Stage:
-    """Check the requests, choose who assists, fix the answers to keep, and build the editor."""
+    """Check the requests, choose who assists, prepare the probes, and build the editor."""
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
     ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
-    ready = evaluator.own_answers(lm, ready)
+    ready = evaluator.prepared(lm, ready)
     return Stage(lm, ready, build_editor(lm, ready, plan, store, watch), evaluator, notes)
 
 

@@ -11,13 +11,14 @@ import pandas as pd
 from editing_core import paths
 from editing_core.conventions import CLEAN, Conventions
 from editing_core.errors import BadRequest
-from editing_core.evaluation.scoring import ObjectScore, score_objects, text_perplexities
+from editing_core.evaluation.scoring import ObjectScore, free_choices, score_objects, text_perplexities
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Probe
 
 PROBE_COLUMNS = ["case_id", "kind", "family", "number", "prompt", "target_new", "target_true", "p_new", "p_true"]
 PROBE_COLUMNS += ["logp_new", "logp_true", "rank_new", "rank_true", "hit_new", "hit_true", "answer"]
 PROBE_COLUMNS += ["labels", "choices"]
+UNRELATED = "nq"  # family of a question that has nothing to do with the edit
 KEEPING = ("neighbor", "locality", "portability")  # kinds whose own answer is asked for, not the new object
 
 
@@ -39,7 +40,8 @@ class Evaluator:
 
         p_* are exp of the mean token log-probability, NaN where there is no old object; choices the model's
         first choice at each position of `labels`, the probe's own answer (the new object for edit prompts and
-        paraphrases), and answer their text.
+        paraphrases), and answer their text. generated, with accuracy "greedy_match" only: what the model says by
+        itself over the length of labels.
         """
         asked = [probe for request in requests for probe in _probes(request)]
         compared = [a for a in asked if a.true]
@@ -58,15 +60,27 @@ class Evaluator:
         for a, _ in others:  # an alias counts as right as well; probabilities stay those of the answer
             true[id(a)] = replace(true[id(a)], hit=max(true[id(a)].hit, next(scores).hit))
         rows = [_row(lm, a, n, true.get(id(a))) for a, n in zip(asked, new, strict=True)]
-        return pd.DataFrame(rows, columns=PROBE_COLUMNS)
+        table = pd.DataFrame(rows, columns=PROBE_COLUMNS)
+        if self.conventions.accuracy == "greedy_match":
+            own = [_wanted(a, n, true.get(id(a))) for a, n in zip(asked, new, strict=True)]
+            pairs = [(a.prompt, answer) for a, (answer, _) in zip(asked, own, strict=True)]
+            said = free_choices(lm, pairs, [score for _, score in own], self.conventions.objects)
+            table = table.assign(generated=[list(tokens) for tokens in said])
+        return table
 
     def collapse(self, lm: LanguageModel) -> float:
         """Arithmetic mean over texts of their perplexity."""
         values = text_perplexities(lm, self.texts, self.conventions.perplexity_terms)
         return sum(values) / len(values)
 
-    def own_answers(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
-        """Requests whose neighbors' answers are what the model itself says now, where the conventions want that."""
+    def prepared(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
+        """Requests whose neighbors are asked and answered as the conventions want.
+
+        Unrelated questions are cut into one probe per token, and answers are what the model itself says now,
+        where they are to be.
+        """
+        if self.conventions.unrelated == "per_token":
+            requests = [replace(r, neighbors=tuple(p for n in r.neighbors for p in _by_token(lm, n))) for r in requests]
         if self.conventions.reference == "gold":
             return tuple(requests)
         table = self.score(lm, requests)
@@ -78,6 +92,20 @@ class Evaluator:
             )
             for request in requests
         )
+
+
+def _by_token(lm: LanguageModel, neighbor: Probe) -> list[Probe]:
+    """An unrelated question once per token of its answer, with the answer's tokens before that behind the question.
+
+    As published, the answer is tokenised without the space that stands before it in the text, and the question
+    is followed by its tokens at once.
+    """
+    if neighbor.family != UNRELATED:
+        return [neighbor]
+    ids = lm.tokenizer(neighbor.answer, add_special_tokens=False)["input_ids"]
+    words = [str(lm.tokenizer.decode([token])).strip() for token in ids]
+    prompts = [neighbor.prompt + str(lm.tokenizer.decode(ids[:at])) for at in range(len(ids))]
+    return [_answering(replace(neighbor, prompt=p), word) for p, word in zip(prompts, words, strict=True) if word]
 
 
 def _answering(neighbor: Probe, answer: str) -> Probe:
@@ -115,8 +143,13 @@ def _probes(request: EditRequest) -> list[_Asked]:
     return asked
 
 
+def _wanted(a: _Asked, new: ObjectScore, true: ObjectScore | None) -> tuple[str, ObjectScore]:
+    """What a probe asks for and how it fares: its own answer, or the new object."""
+    return (a.true, true) if a.kind in KEEPING and true else (a.request.target_new, new)
+
+
 def _row(lm: LanguageModel, a: _Asked, new: ObjectScore, true: ObjectScore | None) -> tuple[object, ...]:
-    shown = true if a.kind in KEEPING and true else new
+    _, shown = _wanted(a, new, true)
     said = str(lm.tokenizer.decode(list(shown.choices))).strip()
     told = (a.request.case_id, a.kind, a.family, a.number, a.prompt, a.request.target_new, a.true)
     tokens = (said, list(shown.labels), list(shown.choices))

@@ -106,7 +106,7 @@ CARDS = {
 
 PARTS = {"efficacy": "edit", "generalization": "paraphrase", "specificity": "neighbor"}
 KEPT = ("neighbor", "locality")  # probes whose answer must not change
-DEFINITIONS = ("token_mean", "all_tokens")
+DEFINITIONS = ("token_mean", "all_tokens", "greedy_match")
 ERROR = "_se"
 
 
@@ -181,21 +181,31 @@ def accuracy(probes: pd.DataFrame, before: pd.DataFrame, definition: str = "toke
     """Per probe, from 0 to 1: how far the model's first choices, given the tokens before, are the wanted ones.
 
     Wanted is the new object (edit, paraphrase), the probe's own answer (portability), or what was chosen in
-    `before`, which has the same rows (neighbor, locality). definition: "token_mean", the share of tokens, or
-    "all_tokens", 1 only if all are right. Both agree on objects of one token. "greedy_match", comparing free
-    generation with the object, cannot be had from this table: it raises BadSetting, as any other name does.
+    `before`, which has the same rows (neighbor, locality). definition: "token_mean", the share of tokens,
+    "all_tokens", 1 only if all are right, or "greedy_match", the share of tokens right in what the model says by
+    itself (column `generated`). All agree on objects of one token. BadSetting for any other, and without the column.
     """
     if definition not in DEFINITIONS:
-        why = "needs generated text, which the probe table does not hold" if definition == "greedy_match" else "is none"
-        raise BadSetting(f"The accuracy {definition!r} {why}; choose among: {', '.join(DEFINITIONS)}.")
-    same = [
-        float(np.mean([a == b for a, b in zip(now, then, strict=True)]))
-        for now, then in zip(probes["choices"], before["choices"], strict=True)
-    ]
+        raise BadSetting(f"The accuracy {definition!r} is none; choose among: {', '.join(DEFINITIONS)}.")
+    column = "generated" if definition == "greedy_match" else "choices"
+    if column not in probes:
+        raise BadSetting(
+            "The accuracy 'greedy_match' needs generated text, which these probes lack; measure with that convention."
+        )
+    same = _agreement(probes[column], before[column])
     kind = probes["kind"]
-    right = probes["hit_new"].astype(float).where(kind != "portability", probes["hit_true"].astype(float))
-    right = right.where(~kind.isin(KEPT), pd.Series(same, index=probes.index, dtype=float))
-    return right if definition == "token_mean" else (right >= 1).astype(float).where(right.notna())
+    if definition == "greedy_match":
+        right = _agreement(probes[column], probes["labels"])
+    else:
+        right = probes["hit_new"].astype(float).where(kind != "portability", probes["hit_true"].astype(float))
+    right = right.where(~kind.isin(KEPT), same)
+    return (right >= 1).astype(float).where(right.notna()) if definition == "all_tokens" else right
+
+
+def _agreement(one: pd.Series, other: pd.Series) -> pd.Series:
+    """Per row the share of places where two lists of tokens are equal."""
+    shares = [float(np.mean([a == b for a, b in zip(x, y, strict=True)])) for x, y in zip(one, other, strict=True)]
+    return pd.Series(shares, index=one.index, dtype=float)
 
 
 def _share(probes: pd.DataFrame, kind: str, column: str) -> float | None:
@@ -243,9 +253,10 @@ def summarize(
     """The columns of one iteration. probes, before: probe tables with the same rows.
 
     `<metric>_se` stands beside each part of a score, in percent, over records. The four KnowEdit metrics are
-    there only if a probe asks for portability or locality. conventions: neighbor_accuracy and zeros are used.
+    there only if a probe asks for portability or locality. conventions: accuracy, neighbor_accuracy and
+    zeros are used.
     """
-    right = accuracy(probes, before)
+    right = accuracy(probes, before, conventions.accuracy)
     kept = accuracy(probes, before, conventions.neighbor_accuracy)
     right = right.where(probes["kind"] != "neighbor", kept)
     row: dict[str, float | None] = {}

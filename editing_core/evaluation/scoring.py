@@ -93,6 +93,36 @@ def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
     return ObjectScore(logp, rank, ids, tuple(choices.tolist()), float((choices == labels).float().mean()))
 
 
+@torch.no_grad()
+def free_choices(
+    lm: LanguageModel, pairs: Sequence[tuple[str, str]], scores: Sequence[ObjectScore], objects: str = "joined"
+) -> list[tuple[int, ...]]:
+    """What the model says by itself after each prompt, greedily, as many tokens as the object has.
+
+    scores: of the same pairs. Up to its first wrong choice a model says by itself what it says given the
+    object's tokens, so only the tokens behind that one are generated.
+    """
+    said: list[list[int]] = []
+    for score in scores:
+        wrong = [
+            at for at, (label, choice) in enumerate(zip(score.labels, score.choices, strict=True)) if label != choice
+        ]
+        said.append(list(score.choices[: wrong[0] + 1] if wrong else score.labels))
+    prompts: dict[int, tuple[int, ...]] = {}
+    while open_ := [n for n, score in enumerate(scores) if len(said[n]) < len(score.labels)]:
+        for n in open_:
+            if n not in prompts:
+                text = continuation(lm.tokenizer, *pairs[n], objects)
+                prompts[n] = text.ids[: text.start]
+        for places, batch in lm.batches([(*prompts[n], *said[n]) for n in open_]):
+            rows = torch.arange(len(places), device=lm.device)
+            for place, token in zip(
+                places, lm.logits_at(batch, rows, batch.lengths - 1).argmax(-1).tolist(), strict=True
+            ):
+                said[open_[place]].append(token)
+    return [tuple(tokens) for tokens in said]
+
+
 @dataclass(frozen=True)
 class TokenChance:
     """One candidate for the next token."""

@@ -17,9 +17,10 @@ from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.scoring import score_objects, text_perplexities
+from editing_core.evaluation.metrics import summarize
+from editing_core.evaluation.scoring import free_choices, score_objects, text_perplexities
 from editing_core.models.delta import WeightDelta
-from editing_core.models.tokens import continuation
+from editing_core.models.tokens import continuation, encode
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
@@ -37,7 +38,10 @@ UNEVEN = [
 
 def test_clean_is_the_first_choice_of_every_switch_and_faithful_the_second():
     for f in fields(Conventions):
-        assert (getattr(CLEAN, f.name), getattr(FAITHFUL, f.name)) == f.metadata["choices"]
+        first, second = f.metadata["choices"][:2]
+        # The paper's code counts tokens given those before, as we do.
+        published = first if f.name == "accuracy" else second
+        assert (getattr(CLEAN, f.name), getattr(FAITHFUL, f.name)) == (first, published)
     assert CONVENTIONS == {"clean": CLEAN, "faithful": FAITHFUL}
 
 
@@ -213,8 +217,8 @@ def test_answers_to_keep_are_those_of_the_data_or_of_the_model_before_the_edit(p
         locality=(replace(known.neighbors[1], answer="elephant"),),
         case_id="other",
     )
-    assert Evaluator(()).own_answers(pocket, [known, other]) == (known, other)
-    first, second = OWN.own_answers(pocket, [known, other])
+    assert Evaluator(()).prepared(pocket, [known, other]) == (known, other)
+    first, second = OWN.prepared(pocket, [known, other])
     assert first == known
     said = [n.answer for n in second.neighbors]
     pieces = len(continuation(pocket.tokenizer, "It is the", "elephant").object_ids)
@@ -229,7 +233,7 @@ def test_an_empty_answer_of_the_model_leaves_that_of_the_data(pocket, known, mon
     table = pd.DataFrame([{"case_id": known.case_id, "kind": "neighbor", "number": i, "answer": ""} for i in range(10)])
     table.loc[1, "answer"] = "harp"
     monkeypatch.setattr(Evaluator, "score", lambda *_: table)
-    (found,) = OWN.own_answers(pocket, [known])
+    (found,) = OWN.prepared(pocket, [known])
     assert [n.answer for n in found.neighbors] == [
         "harp" if i == 1 else n.answer for i, n in enumerate(known.neighbors)
     ]
@@ -241,7 +245,7 @@ def test_an_answer_that_is_no_text_leaves_that_of_the_data(pocket, known, monkey
         [{"case_id": known.case_id, "kind": "neighbor", "number": i, "answer": said} for i in range(10)]
     )
     monkeypatch.setattr(Evaluator, "score", lambda *_: table)
-    assert OWN.own_answers(pocket, [known]) == (known,)
+    assert OWN.prepared(pocket, [known]) == (known,)
 
 
 LOG_EDIT, LOG_ALL, FACTOR = (torch.tensor(v, dtype=torch.float64) for v in ([2.0, 4.0], [1.0, 3.0], [1.0, 0.1]))
@@ -310,3 +314,49 @@ def test_an_alias_counts_as_right(pocket, known):
     assert plain["hit_true"].tolist() == [0.0, 1.0]
     assert with_alias["hit_true"].tolist() == [1.0, 1.0]
     assert with_alias["logp_true"].tolist() == plain["logp_true"].tolist()
+
+
+def test_what_is_said_freely_is_the_greedy_continuation(tiny_lm):
+    """Against one forward per token over the whole text; up to the first wrong choice nothing is generated."""
+    pairs = [("The home town of Mary is", "New York City, in the state of New York"), ("It lies in", "Rome")]
+    pairs += [("By law", tiny_lm.tokenizer.decode(_greedy(tiny_lm, "By law", 5)).strip())]
+    scores = score_objects(tiny_lm, pairs)
+    found = free_choices(tiny_lm, pairs, scores)
+    for (prompt, _), score, said in zip(pairs, scores, found, strict=True):
+        assert list(said) == _greedy(tiny_lm, prompt, len(score.labels))
+        right = [a == b for a, b in zip(score.labels, score.choices, strict=True)]
+        first = right.index(False) if False in right else len(right)
+        assert said[: first + 1] == score.choices[: first + 1]
+
+
+def _greedy(lm, prompt, count):
+    ids = list(encode(lm.tokenizer, prompt))
+    for _ in range(count):
+        batch = lm.batch([ids])
+        ids.append(int(lm.logits_at(batch, torch.tensor([0]), batch.lengths - 1).argmax()))
+    return ids[-count:]
+
+
+def test_greedy_match_is_a_convention_of_whole_runs(pocket, known):
+    evaluator = Evaluator((), Conventions(accuracy="greedy_match"))
+    table = evaluator.score(pocket, [known])
+    assert "generated" not in Evaluator(()).score(pocket, [known])
+    assert [len(said) for said in table["generated"]] == [len(labels) for labels in table["labels"]]
+    whole = [said == labels for said, labels in zip(table["generated"], table["labels"], strict=True)]
+    forced = [choices == labels for choices, labels in zip(table["choices"], table["labels"], strict=True)]
+    assert whole == forced, "whole objects are right freely when they are right token by token"
+    row = summarize(table, table, 0, evaluator.conventions)
+    assert row["efficacy_accuracy"] is not None
+
+
+def test_unrelated_questions_are_asked_token_by_token(pocket, known):
+    question = Probe("nq question: who wrote it?", "New York City", family="nq")
+    request = replace(known, neighbors=(question, known.neighbors[0]))
+    by_token = Evaluator((), Conventions(unrelated="per_token"))
+    (found,) = by_token.prepared(pocket, [request])
+    ids = pocket.tokenizer("New York City", add_special_tokens=False)["input_ids"]
+    *parts, last = found.neighbors
+    assert last == known.neighbors[0]
+    assert [p.answer for p in parts] == [pocket.tokenizer.decode([i]).strip() for i in ids]
+    assert [p.prompt for p in parts] == [question.prompt + pocket.tokenizer.decode(ids[:n]) for n in range(len(ids))]
+    assert Evaluator(()).prepared(pocket, [request]) == (request,)

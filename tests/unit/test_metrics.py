@@ -231,11 +231,19 @@ def test_accuracy_of_all_tokens():
     assert accuracy(now, before, "all_tokens").tolist() == [0, 1, 1, 0, 0, 0, 1]
 
 
-@pytest.mark.parametrize("definition", ["greedy_match", "exact"])
-def test_other_definitions_of_accuracy_are_refused(definition):
+def test_greedy_match_compares_what_was_said_freely():
+    now = table(probe("edit", hit_new=2 / 3, choices=(4, 0, 6)), probe("neighbor"), probe("portability", hit_true=1.0))
+    now = now.assign(labels=[[4, 5, 6], [7, 8], [1, 2]], generated=[[4, 0, 0], [7, 9], [1, 2]])
+    before = now.assign(generated=[[0, 0, 0], [7, 8], [0, 0]])
+    assert accuracy(now, before, "greedy_match").tolist() == pytest.approx([1 / 3, 0.5, 1])
+
+
+def test_other_definitions_of_accuracy_are_refused():
     rows = table(probe("edit"))
-    with pytest.raises(BadSetting, match="token_mean, all_tokens"):
-        accuracy(rows, rows, definition)
+    with pytest.raises(BadSetting, match="token_mean, all_tokens, greedy_match"):
+        accuracy(rows, rows, "exact")
+    with pytest.raises(BadSetting, match="needs generated text"):
+        accuracy(rows, rows, "greedy_match")
 
 
 def test_standard_error_by_hand():
