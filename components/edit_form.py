@@ -67,7 +67,7 @@ def build() -> EditForm:
     """Place the form's widgets."""
     with gr.Row(elem_classes="es-chips"):
         chips = {
-            e.name: gr.Button(e.title, size="sm", min_width=80, elem_id=f"example-{i}")
+            e.name: gr.Button(e.title, size="sm", min_width=56, elem_id=f"example-{i}")
             for i, e in enumerate(load_examples())
         }
     story = gr.HTML(hint_html("Choose an example above or write your own fact."), elem_id="story")

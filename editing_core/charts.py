@@ -159,7 +159,7 @@ def _add_gap(figure: go.Figure, run: RunResult, gap: pd.DataFrame) -> None:
     if stop := stopping_k(run):
         marker = {"symbol": "star", "size": 15, "color": KEPT, "line": {"color": INK, "width": 1}}
         y = _clip(gap["gap"][gap["k"] == stop], True, 1e-4)
-        figure.add_scatter(x=[stop], y=y, mode="markers", marker=marker, name=f"agreement at k = {stop}", **cell)
+        figure.add_scatter(x=[stop], y=y, mode="markers", marker=marker, name=f"agree, k = {stop}", **cell)
 
 
 def stopping_k(run: RunResult) -> int | None:
