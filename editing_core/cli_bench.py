@@ -22,7 +22,7 @@ from editing_core.evaluation.generation import generation_metrics
 from editing_core.evaluation.reference import compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, run_benchmark
+from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, Tools, run_benchmark
 from editing_core.runs.export import check_folder
 from editing_core.types import EditRequest
 
@@ -120,7 +120,7 @@ def _bench(options: argparse.Namespace) -> None:
         requests, told["eligibility"] = _qualifying(lm, requests, plan.assist, plan.seed)
     evaluator = Evaluator(texts) if texts else Evaluator()
     told["texts"] = options.texts.name if options.texts else "bundled"
-    result = run_benchmark(lm, requests, plan, protocol, watch=progress, evaluator=evaluator)
+    result = run_benchmark(lm, requests, plan, protocol, progress, Tools(evaluator=evaluator))
     end_progress()
     if references is not None:
         result = _with_generation(lm, result, references, options.seed)

@@ -16,16 +16,18 @@ from typing import Any
 
 import pandas as pd
 
-from editing_core.editors.iterative import Iterative, IterativeOutcome, Round
+from editing_core.editors.iterative import Iterative, Round
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.runs.journal import Journal, Unit, Within
 from editing_core.runs.record import EditPlan, RunResult
-from editing_core.session import Stage, finished, run_stage, set_stage
+from editing_core.session import NOTHING_KEPT, finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
+from editing_core.story import Stage
 from editing_core.types import EditRequest, Row, Watch, ignore, noting
 
 PROTOCOLS = ("batch", "single", "sequential")
@@ -92,26 +94,38 @@ class Benchmark:
         return int((first["hit_true"] >= 1.0).sum())
 
 
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What a benchmark works with: statistics, how it measures, and where finished pieces are kept.
+
+    What the journal holds already, iterations or chunks, is not done again.
+    """
+
+    store: CovarianceStore = field(default_factory=CovarianceStore)
+    evaluator: Evaluator = field(default_factory=Evaluator)
+    journal: Journal = NOTHING_KEPT
+
+
 def run_benchmark(
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     plan: EditPlan,
     protocol: Protocol | None = None,
-    store: CovarianceStore | None = None,
     watch: Watch = ignore,
-    evaluator: Evaluator | None = None,
+    tools: Tools | None = None,
 ) -> Benchmark:
     """Edit records under a protocol and measure them all. The model is bit-equal before and after."""
-    protocol = protocol or Protocol()
+    protocol, tools = protocol or Protocol(), tools or Tools()
     run = {"batch": _batch, "single": _single, "sequential": _sequential}[protocol.name]
     with lm.lock:
         started = time.perf_counter()
-        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator)
-        return replace(run(stage, plan, protocol, watch), seconds=time.perf_counter() - started)
+        stage = set_stage(lm, requests, plan, tools.store, watch, tools.evaluator)
+        result = run(stage, plan, protocol, watch, tools.journal)
+        return replace(result, seconds=time.perf_counter() - started)
 
 
-def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
-    run = finished(run_stage(stage, plan, watch))
+def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
+    run = finished(run_stage(stage, plan, watch, journal=journal))
     return Benchmark(
         plan,
         protocol,
@@ -131,12 +145,13 @@ def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Be
     )
 
 
-def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
+def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
     runs: list[RunResult] = []
     for number, request in enumerate(stage.requests):
         stage.editor.forget()
         at = f"record {number + 1} of {len(stage.requests)}"
-        runs.append(run_stage(replace(stage, requests=(request,), notes=()), plan, noting(watch, at)))
+        alone, own = replace(stage, requests=(request,), notes=()), Within(journal, f"record-{number}")
+        runs.append(run_stage(alone, plan, noting(watch, at), journal=own))
     last = max(1, *(run.last for run in runs))
     probes, cases, rows = [], [], []
     for k in range(last + 1):
@@ -186,29 +201,37 @@ def _case_at(run: RunResult, k: int) -> list[Row]:
     return case_rows(k, run.probes_at(0), run.probes_at(0), collapse, collapse)[0]
 
 
-def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) -> Benchmark:
+def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
     lm, evaluator, size = stage.lm, stage.evaluator, protocol.chunk
     before = evaluator.score(lm, stage.requests)
     collapse = evaluator.collapse(lm)
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
-    total, done, stops, checkpoints, edit_seconds = WeightDelta(), 0, [], [], 0.0
+    total, stops, checkpoints, edit_seconds = WeightDelta(), [], [], 0.0
     notes = list(stage.notes)
     for number, chunk in enumerate(chunks, start=1):
-        started = time.perf_counter()
-        outcome = _edit_chunk(stage, plan, chunk, total, noting(watch, f"chunk {number} of {len(chunks)}"))
-        delta, decision = outcome.delta, outcome.decision
-        notes += [note for r in outcome.rounds for note in r.outcome.notes]
-        total, done = total + delta, done + len(chunk)
-        edit_seconds += time.perf_counter() - started
-        stops.append({"case_ids": [r.case_id for r in chunk], "k": decision.k, "rule": decision.rule})
-        with total.applied(lm.model):
-            if decision.k:  # what was taken back is nothing to protect
-                stage.editor.settle(lm, chunk)
-            checkpoints.append(_checkpoint(stage, chunk, before, done, "just after"))
-            if number in wanted:
-                row = _checkpoint(stage, stage.requests[:done], before, done, "so far")
-                checkpoints.append({**row, "collapse_ppl": evaluator.collapse(lm)})
+        name, so_far = f"chunk-{number}", stage.requests[: (number - 1) * size + len(chunk)]
+        unit = journal.find(name)
+        if unit is None:
+            told = noting(watch, f"chunk {number} of {len(chunks)}")
+            unit = _chunk_unit(stage, plan, chunk, total, told)
+            total += unit.delta
+            with total.applied(lm.model):
+                _settle(stage, chunk, unit)
+                rows = [_checkpoint(stage, chunk, before, len(so_far), "just after")]
+                if number in wanted:
+                    row = _checkpoint(stage, so_far, before, len(so_far), "so far")
+                    rows.append({**row, "collapse_ppl": evaluator.collapse(lm)})
+            unit = replace(unit, facts={**unit.facts, "checkpoints": rows})
+            journal.keep(name, unit)
+        else:
+            total += unit.delta
+            with total.applied(lm.model):
+                _settle(stage, chunk, unit)
+        stops.append(dict(unit.facts["stop"]))
+        checkpoints += unit.facts["checkpoints"]
+        notes += unit.facts["notes"]
+        edit_seconds += unit.facts["seconds"]
     with total.applied(lm.model):
         now, broken = evaluator.score(lm, stage.requests), evaluator.collapse(lm)
     rows = [
@@ -234,11 +257,9 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch) 
     )
 
 
-def _edit_chunk(
-    stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch
-) -> IterativeOutcome:
+def _chunk_unit(stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch) -> Unit:
     """The edit of one chunk on top of `total`; the guard looks at the held-out perplexity from there."""
-    lm = stage.lm
+    lm, started = stage.lm, time.perf_counter()
 
     def measure(done: Round) -> Mapping[str, Any]:
         with done.delta.applied(lm.model):
@@ -246,8 +267,17 @@ def _edit_chunk(
 
     with total.applied(lm.model):
         start = {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else None
-        iterative = Iterative(stage.editor, plan.stop, plan.conventions)
-        return iterative.edit(lm, chunk, watch, measure, start)
+        outcome = Iterative(stage.editor, plan.stop, plan.conventions).edit(lm, chunk, watch, measure, start)
+    decision = outcome.decision
+    stop = {"case_ids": [r.case_id for r in chunk], "k": decision.k, "rule": decision.rule}
+    notes = [note for r in outcome.rounds for note in r.outcome.notes]
+    return Unit({"stop": stop, "notes": notes, "seconds": time.perf_counter() - started}, delta=outcome.delta)
+
+
+def _settle(stage: Stage, chunk: Sequence[EditRequest], unit: Unit) -> None:
+    """Let the editor remember a chunk, with its edit on; what was taken back is nothing to protect."""
+    if unit.facts["stop"]["k"]:
+        stage.editor.settle(stage.lm, chunk)
 
 
 def _checkpoint(

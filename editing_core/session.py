@@ -5,8 +5,7 @@ last; page and command line both call it.
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,24 +15,24 @@ from editing_core.conventions import Conventions
 from editing_core.data.subjects import subject_places
 from editing_core.editors.assist import Assist
 from editing_core.editors.base import Editor
-from editing_core.editors.iterative import Iterative, Round
+from editing_core.editors.iterative import Iterative
 from editing_core.editors.materials import Materials
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
-from editing_core.editors.steps.rows import log_perplexity
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting, NotFinite
-from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors, without_assisting
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
-from editing_core.models.delta import Proof, WeightDelta
+from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
+from editing_core.runs.journal import Journal, NoJournal
 from editing_core.runs.record import SCHEMA, EditPlan, RunResult, with_targets
-from editing_core.types import EditRequest, Probe, Row, Step, Watch, ignore
+from editing_core.story import Stage, Story
+from editing_core.types import EditRequest, Probe, Watch, ignore
 
 MAX_REQUESTS = 2000
+NOTHING_KEPT = NoJournal()
 
 
 def run_edit(
@@ -55,16 +54,22 @@ def run_edit(
         return finished(run_stage(stage, plan, watch, started))
 
 
-def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: float | None = None) -> RunResult:
+def run_stage(
+    stage: Stage,
+    plan: EditPlan,
+    watch: Watch = ignore,
+    started: float | None = None,
+    journal: Journal = NOTHING_KEPT,
+) -> RunResult:
     """Edit a stage's requests together. Call with the model's lock held; `started`: when the clock began.
 
-    A run whose first iteration is not finite has no iteration but the unedited one; `finished` refuses it.
+    journal: keeps every finished iteration; those it holds already are not done again. A run whose first
+    iteration is not finite has no iteration but the unedited one; `finished` refuses it.
     """
-    started = time.perf_counter() if started is None else started
-    lm, story = stage.lm, _Story(stage, watch)
+    lm, story = stage.lm, Story(stage, watch, journal, time.perf_counter() if started is None else started)
     before = story.begin()
     iterative = Iterative(stage.editor, plan.stop, plan.conventions)
-    outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before)
+    outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before, story.kept())
     notes = [*stage.notes, *(note for r in outcome.rounds for note in r.outcome.notes)]
     return RunResult(
         plan=plan,
@@ -79,8 +84,8 @@ def run_stage(stage: "Stage", plan: EditPlan, watch: Watch = ignore, started: fl
         proofs=tuple(story.proofs),
         histories=tuple(r.outcome.targets.history for r in outcome.rounds),
         decision=outcome.decision,
-        seconds=time.perf_counter() - started,
-        edit_seconds=time.perf_counter() - started - story.seconds,
+        seconds=story.elapsed,
+        edit_seconds=story.elapsed - story.seconds,
         notes=tuple(dict.fromkeys(notes)),
     )
 
@@ -93,17 +98,6 @@ def finished(run: RunResult) -> RunResult:
             f"rate. ({run.stopped})"
         )
     return run
-
-
-@dataclass(frozen=True, eq=False)
-class Stage:
-    """All that a run needs, made from the unedited model: final requests, editor, evaluator, remarks."""
-
-    lm: LanguageModel
-    requests: tuple[EditRequest, ...]
-    editor: Editor
-    evaluator: Evaluator
-    notes: tuple[str, ...]
 
 
 def set_stage(
@@ -238,67 +232,3 @@ def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30) -
     """What the model says to a prompt with an edit on; taken off again before returning."""
     with lm.lock, delta.applied(lm.model):
         return Look(prompt, next_tokens(lm, prompt), generate(lm, prompt, tokens))
-
-
-class _Story:
-    """Collects the tables of a run, one chapter per iteration."""
-
-    def __init__(self, stage: Stage, watch: Watch) -> None:
-        self.stage, self.lm, self.requests, self.watch = stage, stage.lm, stage.requests, watch
-        self.iterations: list[Row] = []
-        self.probes: list[pd.DataFrame] = []
-        self.cases: list[Row] = []
-        self.proofs: list[tuple[Proof, ...]] = []
-        self.seconds = 0.0
-
-    def begin(self) -> Row:
-        """Measure the unedited model."""
-        self.watch(Step("measure", 0, 1))
-        with self._clock():
-            edit, every = log_perplexity(self.lm, self.requests, self.stage.editor.objective)
-            log_p = every if self.stage.evaluator.conventions.edit_perplexity == "all" else edit
-            columns = {"ppl_spread": float(log_p.exp().mean()), "ppl_spread_median": float(log_p.median().exp())}
-        return self._measure(0, WeightDelta(), columns)
-
-    def add_round(self, done: Round) -> Row:
-        """Measure after an iteration; gives the row, which guards and rules look at."""
-        row = self._measure(done.k, done.delta, done.row())
-        first, log = self.iterations[0], done.outcome.targets
-        told, _ = case_rows(done.k, self.probes[-1], self.probes[0], row["collapse_ppl"], first["collapse_ppl"])
-        for i, case in enumerate(told):
-            case |= {
-                "p_optimised": float(done.log_p_optimised[i].exp()),
-                "p_spread": float(done.log_p_spread[i].exp()),
-                "steps": int(log.steps[i]),
-                "norm": float(log.norm[i]),
-                "clamped": bool(log.clamped[i]),
-            }
-        self.cases += told
-        self.proofs.append(tuple(done.delta.proofs(self.lm.model)))
-        self.watch(Step("iteration", done.k, done.k, round=done.k, terms={"delta_ppl": done.delta_ppl}))
-        return row
-
-    def table(self) -> pd.DataFrame:
-        """One row per k, with the number of under-edited records now and among those of iteration 1."""
-        table = pd.DataFrame(self.iterations)
-        if self.cases:
-            table = table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left")
-        return in_order(table)
-
-    def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
-        """Measure the model with an edit on."""
-        with self._clock(), delta.applied(self.lm.model):
-            probes = self.stage.evaluator.score(self.lm, self.requests)
-            collapse = self.stage.evaluator.collapse(self.lm)
-        before = self.probes[0] if self.probes else probes
-        metrics = summarize(probes, before, k, self.stage.evaluator.conventions)
-        self.iterations.append({"k": k, **metrics, **columns, "collapse_ppl": collapse})
-        self.probes.append(probes.assign(k=k)[["k", *probes.columns]])
-        return self.iterations[-1]
-
-    @contextmanager
-    def _clock(self) -> Iterator[None]:
-        """Counts the time spent on measuring, which is not the edit's."""
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started

@@ -102,11 +102,13 @@ class AlphaEdit(Editor):
         """Write all requests together, next to those of earlier batches."""
         s = self.settings
         outcome = write_block_targets(lm, requests, self.objective, s, s.layers, self.solve, watch)
-        if s.cache == "iteration":
-            with outcome.delta.applied(lm.model):
-                self._remember(lm, requests)
         free = ", ".join(f"{b.shape[1]} of {b.shape[0]}" for b in self.solve.bases.values())
         return EditOutcome(outcome.delta, outcome.targets, (f"Free key directions per layer: {free}.",))
+
+    def written(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Protect the keys of every iteration, as published."""
+        if self.settings.cache == "iteration":
+            self._remember(lm, requests)
 
     def settle(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Protect the batch's keys, as they are under its final edit."""

@@ -5,7 +5,7 @@ Callers never ask which editor they hold. `Editor.edit` is called with the model
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -35,11 +35,15 @@ class TargetLog:
     finite: Tensor
     history: tuple[dict[str, float], ...] = ()
 
+    def tensors(self) -> dict[str, Tensor]:
+        """All but the history, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
+
     @staticmethod
     def join(logs: Sequence["TargetLog"]) -> "TargetLog":
         """Records one after the other; the history is averaged step by step over logs that have the step."""
-        names = ("log_p_initial", "log_p_final", "log_p_all", "factor", "steps", "norm", "clamped", "finite")
-        joined = {name: torch.cat([getattr(log, name) for log in logs]) for name in names}
+        parts = [log.tensors() for log in logs]
+        joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         longest = max((len(log.history) for log in logs), default=0)
         history = []
         for i in range(longest):
@@ -70,6 +74,10 @@ class Editor(ABC):
     @abstractmethod
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
         """Compute the edit that writes all requests together."""
+
+    def written(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:  # noqa: ARG002
+        """Called after every iteration with the edit so far on; also for those an interrupted run had finished."""
+        return
 
     def settle(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> None:  # noqa: ARG002
         """Called with a batch's final edit on, before the next batch; editors that remember batches do it here."""

@@ -98,16 +98,25 @@ class Iterative:
         watch: Watch = ignore,
         measure: Measure = lambda _round: {},
         before: Mapping[str, Any] | None = None,
+        finished: Sequence[tuple[Round, Mapping[str, Any]]] = (),
     ) -> IterativeOutcome:
         """Iterate until a rule or a guard fires or the rounds are used up.
 
         measure: called after every round with the model as it was at the start; what it returns (held-out
-        perplexity, scores) is what guards look at. before: the same for the unedited model.
+        perplexity, scores) is what guards look at. before: the same for the unedited model. finished: rounds of
+        an interrupted run with what was measured; it goes on behind them.
         """
         rounds: list[Round] = []
         rows: list[Mapping[str, Any]] = [{"k": 0, **before}] if before else []
-        total = WeightDelta()
-        for k in range(1, self.settings.iterations + 1):
+        for earlier, row in finished:
+            with earlier.delta.applied(lm.model):
+                self.editor.written(lm, requests)
+            rounds.append(earlier)
+            rows.append({**row, **earlier.row()})
+            if decision := self.settings.decide(rows):
+                return IterativeOutcome(tuple(rounds), decision)
+        total = rounds[-1].delta if rounds else WeightDelta()
+        for k in range(len(rounds) + 1, self.settings.iterations + 1):
 
             def told(step: Step, k: int = k) -> None:
                 watch(replace(step, round=k))
@@ -134,6 +143,7 @@ class Iterative:
             return None
         with delta.applied(lm.model):
             edit, every = log_perplexity(lm, requests, self.editor.objective)
+            self.editor.written(lm, requests)
         c, log = self.conventions, outcome.targets
         optimised = log.log_p_all if c.edit_perplexity == "all" else log.log_p_final
         factor = log.factor if c.factor == "inside" else torch.ones_like(log.factor)

@@ -8,7 +8,7 @@ several percent of the entries differ in the last bit.
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -182,9 +182,7 @@ class WeightDelta:
 
     def save(self, path: Path) -> None:
         """Write factors and provenance as one safetensors file."""
-        tensors = {
-            f"{n}|{part}": t.contiguous().cpu() for n, u in self.updates.items() for part, t in u.tensors().items()
-        }
+        tensors = {name: t.contiguous().cpu() for name, t in self.parts().items()}
         save_file(
             tensors, path, metadata={"format": "editscope-delta-1", "provenance": json.dumps(dict(self.provenance))}
         )
@@ -202,13 +200,21 @@ class WeightDelta:
             ) from error
         if metadata.get("format") != "editscope-delta-1":
             raise BadRequest(f"{Path(path).name} holds no EditScope edit; choose an edit saved by EditScope.")
+        try:
+            return replace(WeightDelta.of_parts(tensors), provenance=json.loads(metadata.get("provenance", "{}")))
+        except (KeyError, ValueError, TypeError) as error:
+            raise BadRequest(f"{Path(path).name} is damaged; choose an edit saved by EditScope.") from error
+
+    def parts(self) -> dict[str, Tensor]:
+        """Every tensor in it by "parameter|part"."""
+        return {f"{n}|{part}": t for n, u in self.updates.items() for part, t in u.tensors().items()}
+
+    @staticmethod
+    def of_parts(tensors: Mapping[str, Tensor]) -> "WeightDelta":
+        """What `parts` gave; KeyError for other parts."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition("|")
             parts.setdefault(name, {})[part] = tensor
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
-        try:
-            updates = {name: kinds[frozenset(p)](**p) for name, p in parts.items()}
-            return WeightDelta(updates, json.loads(metadata.get("provenance", "{}")))
-        except (KeyError, ValueError) as error:
-            raise BadRequest(f"{Path(path).name} is damaged; choose an edit saved by EditScope.") from error
+        return WeightDelta({name: kinds[frozenset(p)](**p) for name, p in parts.items()})

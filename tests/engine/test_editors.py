@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
+from editing_core.editors.base import Editor
 from editing_core.editors.iterative import Iterative
 from editing_core.editors.materials import Materials
 from editing_core.editors.rome import Rome, RomeSettings
@@ -219,7 +220,7 @@ def test_an_infinite_round_is_rolled_back(make, tiny_lm, requests_):
     before, iterative = snapshot(tiny_lm.model), make(rounds=3)
     editor, calls = iterative.editor, []
 
-    class Breaking:
+    class Breaking(Editor):
         objective = editor.objective
 
         def edit(self, lm, requests, watch):

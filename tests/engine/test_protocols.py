@@ -11,72 +11,18 @@ import torch
 from editing_core import session
 from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.iterative import Iterative
-from editing_core.editors.steps.covariance import CovarianceStore
-from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting, Cancelled
 from editing_core.evaluation.cases import STATES
-from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import summarize
 from editing_core.models.delta import WeightDelta
-from editing_core.protocols import Benchmark, Protocol, _held, _log_spaced, run_benchmark
-from editing_core.registry import editor_row
-from editing_core.runs.record import EditPlan
+from editing_core.protocols import Benchmark, Protocol, Tools, _held, _log_spaced, run_benchmark
+from editing_core.runs.journal import NoJournal
 from editing_core.session import build_editor, run_edit
-from editing_core.types import EditRequest, Probe
+from editing_core.types import EditRequest
 from tests.conftest import bit_equal, cancel_after, snapshot
+from tests.engine.conftest import EVALUATOR, plan
 
-LAYERS = (0, 1)
-SMALL = {"steps": 3, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "layers": LAYERS}
-OWN = {
-    "memit": {**SMALL, "covariance_weight": 1.0, "covariance_floor": 1e-3},
-    "alphaedit": {**SMALL, "threshold": 0.5, "relative": True, "ridge": 0.1},
-    "rome": {**{k: v for k, v in SMALL.items() if k != "layers"}, "layer": 1, "covariance_floor": 1e-3},
-}
-EVALUATOR = Evaluator(("The weather was fine, and therefore we went home.", "The river runs through the old city."))
 SINGLE, CHUNKS = Protocol("single"), Protocol("sequential", 1)
-
-
-def plan(editor="memit", seed=0, **stop):
-    settings = editor_row(editor).settings_class().changed(OWN[editor])
-    return EditPlan(editor, settings, StopSettings(**{"iterations": 2, "stop": "none", **stop}), seed)
-
-
-@pytest.fixture(scope="module")
-def facts():
-    """Four edits: different lengths, with and without paraphrases and neighbors, numbers and text as case_id."""
-    return (
-        EditRequest(
-            "Mary Walker",
-            "{} was born in",
-            "London",
-            "Paris",
-            ("The birthplace of Mary Walker is", "Mary Walker comes from"),
-            (Probe("Peter Smith was born in", "Paris"), Probe("The river runs through", "Paris")),
-            case_id=11,
-        ),
-        EditRequest(
-            "The old bridge over the river",
-            "Everybody knows that {} was built by",
-            "the French",
-            "German",
-            ("The builder of the old bridge over the river was",),
-            (Probe("The new tower was built by", "German"),),
-            case_id="two",
-        ),
-        EditRequest("Anna Brown", "{} plays the", "guitar", "piano", case_id=3),
-        EditRequest(
-            "John Stone", "The mother tongue of {} is", "French", "English", ("John Stone speaks",), case_id=40
-        ),
-    )
-
-
-@pytest.fixture(scope="module")
-def statistics(tmp_path_factory, tiny_models, corpus):
-    """A store that has statistics of the tiny model."""
-    store, lm = CovarianceStore(tmp_path_factory.mktemp("protocols")), tiny_models("gpt2")
-    store.remember(lm, corpus)
-    store.collect(lm, list(LAYERS), store.corpus_of(lm))
-    return store
 
 
 @pytest.fixture
@@ -95,8 +41,9 @@ def lm(tiny_models):
 def bench(lm, facts, statistics):
     """A function that runs a protocol on the facts."""
 
-    def run(protocol=None, plan_=None, requests=facts, **more):
-        return run_benchmark(lm, requests, plan_ or plan(), protocol, statistics, evaluator=EVALUATOR, **more)
+    def run(protocol=None, plan_=None, requests=facts, journal=None, **more):
+        tools = Tools(statistics, EVALUATOR, journal or NoJournal())
+        return run_benchmark(lm, requests, plan_ or plan(), protocol, tools=tools, **more)
 
     return run
 
