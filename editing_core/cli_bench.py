@@ -1,30 +1,20 @@
 """`editscope bench` and `editscope eligible`: whole data sets instead of single facts."""
 
 import argparse
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from editing_core import cli_plan
 from editing_core.benchmark_files import write_benchmark
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, progress, read_plan
-from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
-from editing_core.data.table import PROBES, TEXTS, write_requests
-from editing_core.data.texts import read_texts
+from editing_core.data.datasets import FORMATS
+from editing_core.data.table import write_requests
 from editing_core.editors.assist import Assist
-from editing_core.errors import BadRequest
-from editing_core.evaluation.consistency import References, bundled_references, read_references
-from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
-from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.generation import generation_metrics
-from editing_core.evaluation.reference import compare
-from editing_core.models.delta import WeightDelta
-from editing_core.models.language_model import LanguageModel
-from editing_core.protocols import PROTOCOLS, Benchmark, Protocol, Tools, run_benchmark
+from editing_core.protocols import PROTOCOLS, Benchmark
+from editing_core.runs.config import RunConfig
 from editing_core.runs.export import check_folder
-from editing_core.types import EditRequest
+from editing_core.runs.work import perform, qualifying, readable, records
 
 
 def add(commands: Any) -> None:
@@ -59,104 +49,44 @@ def _add_records(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--direction", choices=("answers", "alt"), default="answers", help="what ZsRE edits towards")
 
 
-def _records(options: argparse.Namespace) -> tuple[Loaded, list[EditRequest]]:
-    base = options.dataset.partition(":")[0]
-    known = FORMATS[base].options if base in FORMATS else {}
-    more = {"direction": options.direction} if "direction" in known else {}
-    loaded = load_dataset(options.dataset, skip_bad=options.skip_bad, **more)
-    limit = min(100, len(loaded)) if options.limit is None else options.limit
-    return loaded, list(sample(loaded, limit, options.trial))
-
-
-@dataclass(frozen=True)
-class Readable:
-    """What a model can read of some records. rejected: records whose fact it cannot read; dropped: probes left out."""
-
-    requests: list[EditRequest]
-    rejected: int
-    dropped: int
-
-
-def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> Readable:
-    """Records whose fact the model can read, without the paraphrases and probes it cannot."""
-
-    def reads(*texts: str) -> bool:
-        try:
-            for text in texts:
-                lm.check_text(text)
-        except BadRequest:
-            return False
-        return True
-
-    kept = [r for r in requests if reads(r.subject, r.prompt, r.target_new, r.target_true or "")]
-    if not kept:
-        lm.check_text(" ".join((requests[0].full_prompt, requests[0].target_new, requests[0].target_true or "")))
-    cut = []
-    for r in kept:
-        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(*p.texts)) for n in PROBES}
-        left |= {n: tuple(text for text in getattr(r, n) if reads(text)) for n in TEXTS}
-        cut.append(replace(r, **left))
-    dropped = sum(_probes(r) for r in kept) - sum(_probes(r) for r in cut)
-    return Readable(cut, len(requests) - len(kept), dropped)
-
-
-def _probes(request: EditRequest) -> int:
-    return sum(len(getattr(request, name)) for name in (*TEXTS, *PROBES))
+def _config(options: argparse.Namespace) -> RunConfig:
+    """The options as a configuration."""
+    plan = read_plan(options)
+    return RunConfig(
+        dataset=options.dataset,
+        limit=options.limit,
+        trial=options.trial,
+        direction=options.direction,
+        skip_bad=options.skip_bad,
+        eligible=options.eligible,
+        model=options.model,
+        dtype=options.dtype,
+        editor=plan.editor,
+        settings=asdict(plan.settings),
+        iterations=plan.stop.iterations,
+        stop=plan.stop.stop,
+        tolerance=plan.stop.tolerance,
+        collapse_factor=plan.stop.collapse_factor,
+        assist=asdict(plan.assist),
+        preset=options.preset,
+        conventions=asdict(plan.conventions),
+        protocol=options.protocol,
+        chunk=options.chunk,
+        seed=options.seed,
+        texts=str(options.texts or ""),
+        generate=options.generate,
+        references=str(options.references or ""),
+    )
 
 
 def _bench(options: argparse.Namespace) -> None:
-    plan = read_plan(options)
-    protocol = Protocol(options.protocol, options.chunk)
-    references = _references(options)
+    config = _config(options)
     check_folder(options.out)
-    loaded, requests = _records(options)
-    texts = read_texts(options.texts) if options.texts else None
-    lm = cli_plan.load_model(options.model, options.dtype)
-    read = readable(lm, requests)
-    requests = read.requests
-    told: dict[str, Any] = {"dataset": loaded.name, "trial": options.trial, "preset": options.preset}
-    told |= {"malformed": len(loaded.problems), "unreadable": read.rejected, "unreadable_probes": read.dropped}
-    if options.eligible:
-        requests, told["eligibility"] = _qualifying(lm, requests, plan.assist, plan.seed)
-    evaluator = Evaluator(texts) if texts else Evaluator()
-    told["texts"] = options.texts.name if options.texts else "bundled"
-    result = run_benchmark(lm, requests, plan, protocol, progress, Tools(evaluator=evaluator))
+    work = perform(config, lambda: cli_plan.load_model(config.model, config.dtype), progress)
     end_progress()
-    if references is not None:
-        result = _with_generation(lm, result, references, options.seed)
-    beside = _beside(lm, result, options.dataset.partition(":")[0])
-    write_benchmark(result, options.out, lm, told, beside)
-    _print(result, told, beside is not None)
-    print(f"\n{result.stopped} {result.seconds:.1f} s. Tables in {options.out}")
-
-
-def _references(options: argparse.Namespace) -> References | None:
-    """Reference texts where texts are to be generated; refused before anything is edited."""
-    if not options.generate:
-        return None
-    if options.protocol == "single":
-        raise BadRequest("--generate needs one edit of all records, which --protocol single has not; leave it out.")
-    return read_references(options.references) if options.references else bundled_references()
-
-
-def _with_generation(lm: LanguageModel, result: Benchmark, references: References, seed: int) -> Benchmark:
-    """The result with fluency and consistency of the unedited and the final model in its rows."""
-    assert result.delta is not None
-    table = result.iterations.assign(fluency=float("nan"), consistency=float("nan"))
-    for k, delta in ((0, WeightDelta()), (result.chosen, result.delta)):
-        with lm.lock, delta.applied(lm.model):
-            found = generation_metrics(lm, result.requests, references, seed)
-        for name, value in found.items():
-            table.loc[table["k"] == k, name] = float("nan") if value is None else value
-    return replace(result, iterations=table)
-
-
-def _beside(lm: LanguageModel, result: Benchmark, dataset: str) -> Any:
-    """The paper's rows beside ours where it has any for this model, editor and data set."""
-    if result.protocol.name != "batch":  # the paper's rows are of batches
-        return None
-    table = compare(result.iterations, lm.name, result.plan.editor, dataset, result.plan.assist.neighbors)
-    return table if table.filter(like="_paper").notna().any(axis=None) else None
+    write_benchmark(work.result, options.out, work.lm, work.told, work.beside)
+    _print(work.result, work.told, work.beside is not None)
+    print(f"\n{work.result.stopped} {work.result.seconds:.1f} s. Tables in {options.out}")
 
 
 def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
@@ -181,30 +111,25 @@ def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
         print("The paper's rows for this model, editor and data set are in beside_paper.csv.")
 
 
-def _qualifying(
-    lm: LanguageModel, requests: Sequence[EditRequest], assist: Assist, seed: int
-) -> tuple[list[EditRequest], dict[str, Any]]:
-    """Eligible records with edit neighbors chosen, and the counts."""
-    found = eligibility(lm, requests, assist.minimum)
-    chosen = with_edit_neighbors(requests, found, assist.count, assist.choice, seed, only_known=True)
-    kept = [r for r, entry in zip(chosen, found, strict=True) if entry.eligible]
-    reasons = Counter(entry.reason for entry in found if entry.reason)
-    if not kept:
-        raise BadRequest(f"None of the {len(found)} records qualifies for neighbor assistance: {next(iter(reasons))}.")
-    return kept, {"eligible": len(kept), "records": len(found), "reasons": dict(reasons.most_common())}
-
-
 def _eligibility_line(counts: dict[str, Any]) -> str:
     reasons = "; ".join(f"{number}: {reason}" for reason, number in counts["reasons"].items())
     return f"{counts['eligible']} of {counts['records']} records qualify. {reasons}".strip()
 
 
 def _eligible(options: argparse.Namespace) -> None:
-    loaded, requests = _records(options)
+    loaded, requests = records(
+        RunConfig(
+            dataset=options.dataset,
+            limit=options.limit,
+            trial=options.trial,
+            direction=options.direction,
+            skip_bad=options.skip_bad,
+        )
+    )
     lm = cli_plan.load_model(options.model, options.dtype)
     read = readable(lm, requests)
     assist = Assist(minimum=options.minimum, count=options.count, choice=options.choice)
-    kept, counts = _qualifying(lm, read.requests, assist, options.seed)
+    kept, counts = qualifying(lm, read.requests, assist, options.seed)
     if options.out:
         write_requests(kept, options.out)
     if read.rejected:

@@ -42,6 +42,9 @@ def test_components_never_import_torch(path):
     assert not reaches(path, "torch", "transformers", "app", "scripts", "tests")
 
 
+RUNNING = {"config", "work", "runner", "executors", "grid"}  # of runs: they stand above session
+
+
 @pytest.mark.parametrize(
     ("folder", "above"),
     [
@@ -54,6 +57,8 @@ def test_components_never_import_torch(path):
 )
 def test_inside_the_engine_too(folder, above):
     for path in modules(f"editing_core/{folder}"):
+        if path.stem in RUNNING:
+            continue
         assert not reaches(path, *(f"editing_core.{name}" for name in above)), name_of(path)
         tops = {".".join(name.split(".")[:2]) for name in imported(path)}
         assert not tops & {f"editing_core.{name}" for name in above}, name_of(path)

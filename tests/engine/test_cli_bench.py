@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from editing_core import cli, cli_bench, cli_plan
+from editing_core import cli, cli_plan
 from editing_core.conventions import CLEAN, FAITHFUL
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.table import write_requests
@@ -20,6 +20,7 @@ from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import editor_row
+from editing_core.runs import work
 from tests.conftest import bit_equal, snapshot
 
 TUNE = "pocket-facts:tune"
@@ -80,7 +81,7 @@ def refused(capsys, monkeypatch, tmp_path):
     def nothing(*_arguments, **_options):
         raise AssertionError("an edit was begun")
 
-    monkeypatch.setattr(cli_bench, "run_benchmark", nothing)
+    monkeypatch.setattr(work, "run_benchmark", nothing)
 
     def run(*arguments):
         assert cli.run(list(map(str, arguments))) == 2
@@ -273,7 +274,7 @@ def test_eligible_records_get_their_neighbors_as_the_plan_says(refused, monkeypa
         seen.extend(requests)
         raise BadRequest("That is enough.")
 
-    monkeypatch.setattr(cli_bench, "run_benchmark", take)
+    monkeypatch.setattr(work, "run_benchmark", take)
     more = ["--eligible", "--neighbors", "na", "--assist", f"choice={choice}", "--seed", "3"]
     assert refused("bench", "--dataset", f"table:{path}", "--out", "results", *more) == "That is enough.\n"
     assert ids(seen) == ids(records)
@@ -427,7 +428,7 @@ def test_beside_the_paper(model, editor, dataset, assist, there):
         plan=SimpleNamespace(editor=editor, assist=SimpleNamespace(neighbors=assist)),
         protocol=SimpleNamespace(name="batch"),
     )
-    table = cli_bench._beside(SimpleNamespace(name=model), result, dataset)
+    table = work._beside(SimpleNamespace(name=model), result, dataset)
     assert (table is not None) == there
     if there:
         assert table["k"].tolist() == [0, 1, 2]
@@ -436,7 +437,7 @@ def test_beside_the_paper(model, editor, dataset, assist, there):
 
 
 def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
-    monkeypatch.setattr(cli_bench, "_beside", lambda *_given: pd.DataFrame({"k": [0, 1], "efficacy_success": [1, 2]}))
+    monkeypatch.setattr(work, "_beside", lambda *_given: pd.DataFrame({"k": [0, 1], "efficacy_success": [1, 2]}))
     got = bench("--editor", "r-rome", "--set", "steps=1", limit=1)
     assert pd.read_csv(got.out / "beside_paper.csv")["k"].tolist() == [0, 1]
     assert "are in beside_paper.csv" in got.printed
@@ -513,7 +514,7 @@ def test_none_of_the_records_is_readable(refused, tmp_path):
     [
         (
             ["--protocol", "single"],
-            "--generate needs one edit of all records, which --protocol single has not; leave it",
+            "generate needs one edit of all records, which protocol single has not; leave one",
         ),
         (["--references", "nowhere.json"], "The reference file nowhere.json cannot be read"),
     ],

@@ -1,0 +1,164 @@
+"""RunFolder: one benchmark run on disk, from the moment it is asked for.
+
+    run.json            schema, status, configuration, and in the end everything that decided the numbers
+    iterations.csv      one row per k; also probes.parquet, cases.csv, delta.safetensors, checkpoints.csv
+    units/              finished pieces, for going on after an interruption; gone when the run is done
+    progress.json       how far it is
+    log.txt, run.lock   what the worker wrote, and what it holds while it lives
+    cancel              somebody asked it to stop
+
+Files are written whole or not at all. Whoever works on a run holds its lock; as the system lets go of locks
+of the dead, a run that says "running" while nobody holds its lock was interrupted.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from editing_core.errors import BadRequest
+from editing_core.runs.export import write_text
+from editing_core.runs.record import SCHEMA, new_id
+
+QUEUED, RUNNING, INTERRUPTED = "queued", "running", "interrupted"
+DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
+OPEN, ENDED = (QUEUED, RUNNING), (DONE, FAILED, CANCELLED, INTERRUPTED)
+HEAD, LOCK, CANCEL, PROGRESS, UNITS, LOG = "run.json", "run.lock", "cancel", "progress.json", "units", "log.txt"
+
+
+class Busy(Exception):
+    """Another process works on the run."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run's folder. What it says of itself is in `head`."""
+
+    path: Path
+
+    @staticmethod
+    def create(root: Path, config: Mapping[str, Any], owner: str = "") -> "RunFolder":
+        """A new queued run below root; it appears there whole. owner: a hash of the visitor's key, or nothing."""
+        root.mkdir(parents=True, exist_ok=True)
+        name = new_id()
+        draft = root / f".{name}.{secrets.token_hex(4)}"
+        draft.mkdir()
+        head = {"schema": SCHEMA, "id": name, "status": QUEUED, "created": now(), "config": dict(config)}
+        write_text(draft / HEAD, json.dumps({**head, **({"owner": owner} if owner else {})}, indent=1))
+        os.replace(draft, root / name)
+        return RunFolder(root / name)
+
+    @property
+    def id(self) -> str:
+        """The run's unguessable id."""
+        return self.path.name
+
+    def head(self) -> dict[str, Any]:
+        """run.json as it is; BadRequest when it cannot be read."""
+        try:
+            head = json.loads((self.path / HEAD).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BadRequest(f"Run {self.id} has no readable {HEAD}; delete it, or put the file back.") from error
+        if not isinstance(head, dict) or not isinstance(head.get("schema"), int) or head["schema"] > SCHEMA:
+            raise BadRequest(f"Run {self.id} was written by a newer version; this one reads schemas up to {SCHEMA}.")
+        return head
+
+    def update(self, **changes: Any) -> dict[str, Any]:
+        """Change entries of run.json; None takes one out."""
+        head = {key: value for key, value in {**self.head(), **changes}.items() if value is not None}
+        write_text(self.path / HEAD, json.dumps(head, indent=1))
+        return head
+
+    @property
+    def status(self) -> str:
+        """As run.json has it, but interrupted where nobody works on a running run."""
+        return self.standing(self.head()["status"])
+
+    def standing(self, status: str) -> str:
+        """The status, with what the lock says of a running run."""
+        return INTERRUPTED if status == RUNNING and not self.is_held() else str(status)
+
+    def is_held(self) -> bool:
+        """Whether a living process works on the run."""
+        try:
+            with self.held():
+                return False
+        except Busy:
+            return True
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the run's lock inside; Busy when another process does."""
+        with (self.path / LOCK).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise Busy(self.id) from error
+            yield
+
+    def cancel(self) -> None:
+        """Ask the worker to stop; a run that waits, or was interrupted, is cancelled at once."""
+        try:
+            with self.held():
+                if self.head()["status"] in OPEN:
+                    self.update(status=CANCELLED, finished=now())
+        except Busy:
+            (self.path / CANCEL).touch()
+
+    @property
+    def cancel_wanted(self) -> bool:
+        """Whether somebody asked the worker to stop."""
+        return (self.path / CANCEL).exists()
+
+    def queue(self) -> None:
+        """Put an interrupted, cancelled or failed run back into the queue; finished pieces stay."""
+        try:
+            with self.held():
+                status = self.head()["status"]
+                if status in (DONE, QUEUED):
+                    raise BadRequest(f"Run {self.id} is {status}, only one that ended early goes on; start another.")
+                (self.path / CANCEL).unlink(missing_ok=True)
+                self.update(status=QUEUED, finished=None, error=None)
+        except Busy as busy:
+            raise BadRequest(f"Run {self.id} is still running; cancel it first, or wait.") from busy
+
+    def delete(self) -> None:
+        """Remove the run for good; a running one is refused."""
+        try:
+            with self.held():
+                gone = self.path.with_name(f".{self.id}.gone")
+                os.replace(self.path, gone)
+        except Busy as busy:
+            raise BadRequest(f"Run {self.id} is still running; cancel it before deleting it.") from busy
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def tell(self, progress: Mapping[str, Any]) -> None:
+        """Publish how far the run is."""
+        write_text(self.path / PROGRESS, json.dumps({**progress, "time": time.time()}))
+
+    def progress(self) -> dict[str, Any]:
+        """The last progress told; empty when there is none."""
+        try:
+            found = json.loads((self.path / PROGRESS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def clean(self) -> None:
+        """Take working files away that a finished run needs no more."""
+        shutil.rmtree(self.path / UNITS, ignore_errors=True)
+        for name in (PROGRESS, CANCEL):
+            (self.path / name).unlink(missing_ok=True)
+
+
+def now() -> str:
+    """The present second, as in every record."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,154 @@
+"""The work of a benchmark run, from a configuration to its result: load, leave out, edit, measure, compare.
+
+The command line does it in its own process, a stored run in a process of its own.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
+from editing_core.data.table import PROBES, TEXTS
+from editing_core.data.texts import read_texts
+from editing_core.editors.assist import Assist
+from editing_core.editors.steps.covariance import CovarianceStore
+from editing_core.errors import BadRequest
+from editing_core.evaluation.consistency import References, bundled_references, read_references
+from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
+from editing_core.evaluation.evaluator import Evaluator
+from editing_core.evaluation.generation import generation_metrics
+from editing_core.evaluation.reference import compare
+from editing_core.models.delta import WeightDelta
+from editing_core.models.language_model import LanguageModel
+from editing_core.protocols import Benchmark, Tools, run_benchmark
+from editing_core.runs.config import RunConfig
+from editing_core.runs.journal import Journal
+from editing_core.session import NOTHING_KEPT
+from editing_core.types import EditRequest, Watch, ignore
+
+FEW = 100  # records where a configuration does not say how many
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A finished benchmark: the result, what is told of its records, and the paper's rows where there are any."""
+
+    lm: LanguageModel
+    result: Benchmark
+    told: dict[str, Any]
+    beside: pd.DataFrame | None
+
+
+def records(config: RunConfig) -> tuple[Loaded, list[EditRequest]]:
+    """The data set, and the records of the configuration's trial."""
+    base = config.dataset.partition(":")[0]
+    known = FORMATS[base].options if base in FORMATS else {}
+    more = {"direction": config.direction} if "direction" in known else {}
+    loaded = load_dataset(config.dataset, skip_bad=config.skip_bad, **more)
+    limit = min(FEW, len(loaded)) if config.limit is None else config.limit
+    return loaded, list(sample(loaded, limit, config.trial))
+
+
+def perform(
+    config: RunConfig, load: Callable[[], LanguageModel], watch: Watch = ignore, journal: Journal = NOTHING_KEPT
+) -> Work:
+    """Do what a configuration asks for. The model is bit-equal before and after.
+
+    load: gives the model; called when everything else has been read.
+    """
+    plan, references = config.plan, references_of(config)
+    loaded, requests = records(config)
+    evaluator = Evaluator(read_texts(Path(config.texts))) if config.texts else Evaluator()
+    lm = load()
+    read = readable(lm, requests)
+    requests = read.requests
+    told: dict[str, Any] = {"dataset": loaded.name, "trial": config.trial, "preset": config.preset}
+    told |= {"malformed": len(loaded.problems), "unreadable": read.rejected, "unreadable_probes": read.dropped}
+    if config.eligible:
+        requests, told["eligibility"] = qualifying(lm, requests, plan.assist, plan.seed)
+    told["texts"] = Path(config.texts).name if config.texts else "bundled"
+    tools = Tools(CovarianceStore(), evaluator, journal)
+    result = run_benchmark(lm, requests, plan, config.sharing, watch, tools)
+    if references is not None:
+        result = _with_generation(lm, result, references, config.seed)
+    return Work(lm, result, told, _beside(lm, result, loaded.name.partition(":")[0]))
+
+
+def references_of(config: RunConfig) -> References | None:
+    """Reference texts where texts are to be generated."""
+    if not config.generate:
+        return None
+    return read_references(Path(config.references)) if config.references else bundled_references()
+
+
+@dataclass(frozen=True)
+class Readable:
+    """What a model can read of some records. rejected: records whose fact it cannot read; dropped: probes left out."""
+
+    requests: list[EditRequest]
+    rejected: int
+    dropped: int
+
+
+def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> Readable:
+    """Records whose fact the model can read, without the paraphrases and probes it cannot."""
+
+    def reads(*texts: str) -> bool:
+        try:
+            for text in texts:
+                lm.check_text(text)
+        except BadRequest:
+            return False
+        return True
+
+    kept = [r for r in requests if reads(r.subject, r.prompt, r.target_new, r.target_true or "")]
+    if not kept:
+        lm.check_text(" ".join((requests[0].full_prompt, requests[0].target_new, requests[0].target_true or "")))
+    cut = []
+    for r in kept:
+        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(*p.texts)) for n in PROBES}
+        left |= {n: tuple(text for text in getattr(r, n) if reads(text)) for n in TEXTS}
+        cut.append(replace(r, **left))
+    dropped = sum(_probes(r) for r in kept) - sum(_probes(r) for r in cut)
+    return Readable(cut, len(requests) - len(kept), dropped)
+
+
+def _probes(request: EditRequest) -> int:
+    return sum(len(getattr(request, name)) for name in (*TEXTS, *PROBES))
+
+
+def _with_generation(lm: LanguageModel, result: Benchmark, references: References, seed: int) -> Benchmark:
+    """The result with fluency and consistency of the unedited and the final model in its rows."""
+    assert result.delta is not None
+    table = result.iterations.assign(fluency=float("nan"), consistency=float("nan"))
+    for k, delta in ((0, WeightDelta()), (result.chosen, result.delta)):
+        with lm.lock, delta.applied(lm.model):
+            found = generation_metrics(lm, result.requests, references, seed)
+        for name, value in found.items():
+            table.loc[table["k"] == k, name] = float("nan") if value is None else value
+    return replace(result, iterations=table)
+
+
+def _beside(lm: LanguageModel, result: Benchmark, dataset: str) -> Any:
+    """The paper's rows beside ours where it has any for this model, editor and data set."""
+    if result.protocol.name != "batch":  # the paper's rows are of batches
+        return None
+    table = compare(result.iterations, lm.name, result.plan.editor, dataset, result.plan.assist.neighbors)
+    return table if table.filter(like="_paper").notna().any(axis=None) else None
+
+
+def qualifying(
+    lm: LanguageModel, requests: Sequence[EditRequest], assist: Assist, seed: int
+) -> tuple[list[EditRequest], dict[str, Any]]:
+    """Eligible records with edit neighbors chosen, and the counts."""
+    found = eligibility(lm, requests, assist.minimum)
+    chosen = with_edit_neighbors(requests, found, assist.count, assist.choice, seed, only_known=True)
+    kept = [r for r, entry in zip(chosen, found, strict=True) if entry.eligible]
+    reasons = Counter(entry.reason for entry in found if entry.reason)
+    if not kept:
+        raise BadRequest(f"None of the {len(found)} records qualifies for neighbor assistance: {next(iter(reasons))}.")
+    return kept, {"eligible": len(kept), "records": len(found), "reasons": dict(reasons.most_common())}
