@@ -22,10 +22,17 @@ OPTIONAL = ("delta.safetensors", "checkpoints.csv", "beside_paper.csv")
 def write_benchmark(
     result: Benchmark, folder: Path, lm: LanguageModel, told: Mapping[str, Any], beside: pd.DataFrame | None = None
 ) -> None:
-    """Write iterations.csv (one row per k), probes.parquet, cases.csv and summary.json into a folder.
+    """Write the tables of `write_tables` and summary.json into a folder. told: what is known of data set and trial."""
+    write_tables(result, folder, lm, told, beside)
+    write_text(folder / "summary.json", json.dumps(summary(result, lm, told), indent=1))
 
-    Where there are any, also delta.safetensors, checkpoints.csv and beside_paper.csv. told: what the caller knows
-    of data set and trial.
+
+def write_tables(
+    result: Benchmark, folder: Path, lm: LanguageModel, told: Mapping[str, Any], beside: pd.DataFrame | None = None
+) -> None:
+    """Write iterations.csv (one row per k), probes.parquet and cases.csv into a folder.
+
+    Where there are any, also delta.safetensors, checkpoints.csv and beside_paper.csv.
     """
     named = {
         "model": lm.name,
@@ -39,18 +46,21 @@ def write_benchmark(
         (folder / name).unlink(missing_ok=True)
     write_text(folder / "iterations.csv", result.iterations.assign(**named).to_csv(index=False))
     write_text(folder / "cases.csv", result.cases.to_csv(index=False))
-    part = folder / "probes.parquet.part"
-    probes = result.probes
-    if probes["case_id"].map(type).nunique() > 1:  # a column of a parquet file has one type
-        probes = probes.assign(case_id=probes["case_id"].map(str))
-    probes.to_parquet(part, index=False)
-    os.replace(part, folder / "probes.parquet")
+    write_probes(result.probes, folder)
     if result.delta is not None:
         result.delta.save(folder / "delta.safetensors")
     for name, table in (("checkpoints.csv", result.checkpoints), ("beside_paper.csv", beside)):
         if table is not None:
             write_text(folder / name, table.to_csv(index=False))
-    write_text(folder / "summary.json", json.dumps(summary(result, lm, told), indent=1))
+
+
+def write_probes(probes: pd.DataFrame, folder: Path) -> None:
+    """Write probes.parquet, whole or not at all."""
+    part = folder / "probes.parquet.part"
+    if probes["case_id"].map(type).nunique() > 1:  # a column of a parquet file has one type
+        probes = probes.assign(case_id=probes["case_id"].map(str))
+    probes.to_parquet(part, index=False)
+    os.replace(part, folder / "probes.parquet")
 
 
 def summary(result: Benchmark, lm: LanguageModel, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The command line: edit, bench, eligible, models, editors, examples, presets, stats.
+"""The command line: edit, bench, eligible, runs, models, editors, examples, presets, stats.
 
 The same engine calls as the page. A refusal is one sentence on standard error and exit code 2; an
 interrupt leaves with 130 and nothing changed.
@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from editing_core import cli_bench, cli_plan
+from editing_core import cli_bench, cli_plan, cli_runs
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, pairs, progress, read_plan
 from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     edit = commands.add_parser("edit", help="edit one or several facts and print what happened")
     _add_edit(edit)
     cli_bench.add(commands)
+    cli_runs.add(commands)
     for name, command, text in (
         ("models", _models, "the models offered by name"),
         ("editors", _editors, "the editors, their settings and presets"),

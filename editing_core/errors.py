@@ -7,6 +7,7 @@
     |-- UnknownName           no such model, editor, example, data set or stop rule
     |-- ModelUnavailable      not found, or of a family without an architecture row
     |-- StatisticsMissing     the editor needs covariance statistics that were never collected
+    |-- OutOfMemory           even the smallest forward does not fit
     `-- NotFinite             the edit produced infinities or not-a-numbers; nothing was kept
 
 Page and command line show these as they are; any other exception is a defect and keeps its traceback.
@@ -43,6 +44,10 @@ class StatisticsMissing(EditingError):
 
 class NotFinite(EditingError):
     """The edit produced infinities or not-a-numbers; nothing of it was kept."""
+
+
+class OutOfMemory(EditingError):
+    """Even the smallest forward does not fit into the memory there is."""
 
 
 class Cancelled(Exception):

@@ -17,10 +17,15 @@ def assets() -> Path:
 
 
 def home() -> Path:
-    """Where computed statistics are kept."""
+    """Where computed statistics and runs are kept."""
     return Path(os.environ.get("EDITSCOPE_HOME") or Path.home() / ".cache" / "editscope")
 
 
 def statistics() -> Path:
     """Covariance statistics, one file per key."""
     return home() / "statistics"
+
+
+def runs() -> Path:
+    """Benchmark runs, one folder each."""
+    return home() / "runs"

@@ -123,7 +123,7 @@ class Iterative:
 
             try:
                 with total.applied(lm.model):
-                    outcome = self.editor.edit(lm, requests, told)
+                    outcome = self._once(lm, requests, told)
             except (NotFinite, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 return IterativeOutcome(tuple(rounds), not_finite(rows, k))
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
@@ -136,13 +136,17 @@ class Iterative:
                 return IterativeOutcome(tuple(rounds), decision)
         return IterativeOutcome(tuple(rounds), self.settings.conclude(rows))
 
+    def _once(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch) -> EditOutcome:
+        """One pass of the editor, in forwards that fit into memory."""
+        return lm.fitting(lambda: self.editor.edit(lm, requests, watch))
+
     def _measure(
         self, lm: LanguageModel, requests: Sequence[EditRequest], k: int, delta: WeightDelta, outcome: EditOutcome
     ) -> Round | None:
         if not delta.finite:
             return None
         with delta.applied(lm.model):
-            edit, every = log_perplexity(lm, requests, self.editor.objective)
+            edit, every = lm.fitting(lambda: log_perplexity(lm, requests, self.editor.objective))
             self.editor.written(lm, requests)
         c, log = self.conventions, outcome.targets
         optimised = log.log_p_all if c.edit_perplexity == "all" else log.log_p_final

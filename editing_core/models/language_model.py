@@ -5,9 +5,10 @@ Whoever uses the model holds `lm.lock`. The device is read from the model and no
 
 import hashlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from editing_core.errors import BadRequest, ModelUnavailable
+from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
 from editing_core.models.architectures import Architecture
 from editing_core.models.catalog import alphabet_of, source_of
 from editing_core.models.hooks import steering, watching
-from editing_core.models.tokens import Batch, pad, runs
+from editing_core.models.tokens import TOKENS_PER_FORWARD, Batch, pad, runs
 
+LEAST = 64  # the most often that forwards are halved; a token row or two are left then
+T = TypeVar("T")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,6 +43,7 @@ class LanguageModel:
     alphabet: str | None = None
     architecture: Architecture = field(init=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
+    divisor: int = 1  # how often forwards were halved because memory ran out
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.of(self.model.config)
@@ -124,8 +128,37 @@ class LanguageModel:
 
     def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch]]:
         """All rows in batches of similar length, each with the numbers of its rows."""
-        for numbers in runs([len(row) for row in rows]):
+        for numbers in self.runs([len(row) for row in rows]):
             yield numbers, self.batch([rows[n] for n in numbers])
+
+    def runs(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Row numbers in runs of similar length that fit into one forward, see `tokens.runs`."""
+        return runs(lengths, self.at_most(TOKENS_PER_FORWARD))
+
+    def at_most(self, tokens: int) -> int:
+        """So many tokens, or fewer since memory ran out."""
+        return max(1, tokens // self.divisor)
+
+    def fitting(self, work: Callable[[], T]) -> T:
+        """The work's result. When memory runs out it is done again with forwards half as large, and later ones stay so.
+
+        OutOfMemory when nothing is left to halve. The work must leave nothing behind when it fails.
+        """
+        while True:
+            try:
+                return work()
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+            # Outside the except block, so that the failed attempt's tensors are free.
+            if self.divisor >= LEAST:
+                raise OutOfMemory(
+                    f"{self.name} runs out of memory even with {self.at_most(TOKENS_PER_FORWARD)} tokens at a time; "
+                    "choose a smaller model, a smaller dtype such as bfloat16, or fewer layers."
+                )
+            self.divisor *= 2
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def check_text(self, text: str) -> None:
         """BadRequest when the model never saw letters like these while training."""
@@ -162,6 +195,11 @@ class LanguageModel:
                 f"{self.name} does not add its MLP output to the residual stream as its family should; "
                 "it cannot be edited with this version, choose another model."
             )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """The processor's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _fingerprint(folder: Path) -> str:

@@ -57,11 +57,11 @@ class NoJournal:
         """Nothing is kept."""
 
 
-@dataclass(frozen=True)
 class FolderJournal:
     """One safetensors file per unit in a folder."""
 
-    folder: Path
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def find(self, name: str) -> Unit | None:
         """The unit; BadRequest when its file is damaged."""

@@ -25,11 +25,13 @@ class Broken(Exception):
 class Breaking(FolderJournal):
     """A folder journal on a machine that is lost right after so many units."""
 
-    left = 1
+    def __init__(self, folder, left):
+        super().__init__(folder)
+        self.left = left
 
     def keep(self, name, unit):
         super().keep(name, unit)
-        object.__setattr__(self, "left", self.left - 1)
+        self.left -= 1
         if self.left == 0:
             raise Broken
 
@@ -80,8 +82,7 @@ def test_a_run_lost_after_a_unit_ends_as_an_undisturbed_one(lm, facts, statistic
     assert units >= 2
     for lost in sorted({1, units // 2, units - 1, units}):
         folder = tmp_path / f"lost-{lost}"
-        breaking = Breaking(folder)
-        object.__setattr__(breaking, "left", lost)
+        breaking = Breaking(folder, lost)
         with pytest.raises(Broken):
             run(lm, facts, statistics, plan_, protocol, breaking)
         assert len(list(folder.iterdir())) == lost
@@ -92,8 +93,7 @@ def test_a_run_lost_after_a_unit_ends_as_an_undisturbed_one(lm, facts, statistic
 def test_alphaedits_keys_of_every_iteration_are_remembered_again(lm, facts, statistics, tmp_path):
     plan_ = asked("alphaedit", cache="iteration")
     whole = run(lm, facts, statistics, plan_, "batch", FolderJournal(tmp_path / "whole"))
-    breaking = Breaking(tmp_path / "lost")
-    object.__setattr__(breaking, "left", 2)
+    breaking = Breaking(tmp_path / "lost", 2)
     with pytest.raises(Broken):
         run(lm, facts, statistics, plan_, "batch", breaking)
     found = run(lm, facts, statistics, plan_, "batch", FolderJournal(tmp_path / "lost"))

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from editing_core.errors import OutOfMemory
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
 from editing_core.models.tokens import FORWARD_COST, continuation, encode, last_token_of, pad, runs, subject_last
 from tests.conftest import pocket_tokenizer
@@ -173,3 +174,45 @@ def test_batches_of_similar_length_give_each_row_its_own_numbers(tiny_lm):
         for number, row, length in zip(numbers, batch.ids, batch.lengths, strict=True):
             seen[number] = row[:length].tolist()
     assert [seen[n] for n in range(len(rows))] == rows
+
+
+def test_forwards_are_halved_until_they_fit(tiny_lm, monkeypatch):
+    """A device that takes 700 tokens at once: the work is done again, smaller, and gives the same."""
+    rows = [[5, 6, 7, 8, 9]] * 300
+    whole = [batch.ids for _, batch in tiny_lm.batches(rows)]
+    forward, sizes = tiny_lm.hidden, []
+
+    def small(batch, cache=None):
+        sizes.append(batch.ids.numel())
+        if batch.ids.numel() > 700:
+            raise torch.OutOfMemoryError("no room")
+        return forward(batch, cache)
+
+    monkeypatch.setattr(tiny_lm, "hidden", small)
+
+    def work():
+        return torch.cat([tiny_lm.hidden(batch) for _, batch in tiny_lm.batches(rows)])
+
+    try:
+        found = tiny_lm.fitting(work)
+        assert found.shape[0] == len(rows)
+        assert tiny_lm.divisor == 16
+        assert max(sizes) == whole[0].numel() == 1500
+        torch.testing.assert_close(found, forward(tiny_lm.batch(rows)), atol=1e-5, rtol=1e-5)
+    finally:
+        tiny_lm.divisor = 1
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("can't allocate memory")])
+def test_when_nothing_is_left_to_halve_it_is_said(tiny_lm, error):
+    def work():
+        raise error
+
+    try:
+        with pytest.raises(OutOfMemory, match="even with 128 tokens at a time"):
+            tiny_lm.fitting(work)
+    finally:
+        tiny_lm.divisor = 1
+    with pytest.raises(RuntimeError, match="another thing"):
+        tiny_lm.fitting(lambda: (_ for _ in ()).throw(RuntimeError("another thing")))
+    assert tiny_lm.divisor == 1

@@ -14,7 +14,7 @@ from torch import Tensor
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import Batch, continuation, encode, runs, subject_last
+from editing_core.models.tokens import Batch, continuation, encode, subject_last
 from editing_core.types import EditRequest
 
 KL_TEMPLATE = "{} is a"
@@ -182,7 +182,7 @@ def log_perplexity(lm: LanguageModel, requests: Sequence[EditRequest], objective
     """
     rows = [row for i, request in enumerate(requests) for row in objective.rows(lm, request, i)]
     edit, every = torch.zeros(2, len(requests), dtype=torch.float64)
-    for numbers in runs([len(row.ids) for row in rows]):
+    for numbers in lm.runs([len(row.ids) for row in rows]):
         some = RowTensors.of(lm, [rows[n] for n in numbers])
         losses, _ = nll(lm, some)
         of_edit, of_every = row_means(losses, some, some.label_record, len(requests))

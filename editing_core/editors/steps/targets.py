@@ -69,7 +69,7 @@ def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objec
     used = 0
     for request in requests:
         cost = sum(len(row.ids) for row in objective.rows(lm, request, 0))
-        if chunks[-1] and used + cost > TOKENS_PER_BATCH:
+        if chunks[-1] and used + cost > lm.at_most(TOKENS_PER_BATCH):
             chunks.append([])
             used = 0
         chunks[-1].append(request)

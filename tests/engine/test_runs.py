@@ -1,0 +1,260 @@
+"""Stored runs: what is on disk at any moment, and that a killed or stopped run goes on to the same numbers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pandas as pd
+import pytest
+
+from editing_core.cli_plan import load_model
+from editing_core.errors import BadRequest, BadSetting
+from editing_core.runs.config import RunConfig
+from editing_core.runs.executors import Dispatcher, folders
+from editing_core.runs.folder import (
+    CANCELLED,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    PROGRESS,
+    QUEUED,
+    RUNNING,
+    UNITS,
+    Busy,
+    RunFolder,
+)
+from editing_core.runs.runner import work_on
+
+SMALL = RunConfig(limit=4, iterations=3, stop="none", settings={"steps": 8}, collapse_factor=0.0)
+LONG = RunConfig(limit=60, iterations=10, stop="none", collapse_factor=0.0)
+FILES = {"run.json", "iterations.csv", "probes.parquet", "cases.csv", "delta.safetensors", "run.lock"}
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, pocket):
+    """The small run, done in one go."""
+    folder = RunFolder.create(tmp_path_factory.mktemp("undisturbed"), SMALL.to_json())
+    assert work_on(folder, lambda *_: pocket) == DONE
+    return folder
+
+
+def numbers(folder):
+    return pd.read_csv(folder.path / "iterations.csv").select_dtypes("number")
+
+
+def worker(folder):
+    command = [sys.executable, "-m", "editing_core", "runs", "work", folder.id, "--root", str(folder.path.parent)]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def until(true, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def test_a_done_run_says_what_decided_its_numbers(undisturbed):
+    head = undisturbed.head()
+    assert {path.name for path in undisturbed.path.iterdir()} == FILES
+    assert (head["status"], head["id"], head["result"]["n_edits"]) == (DONE, undisturbed.id, 4)
+    assert RunConfig.of(head["config"]) == SMALL
+    assert {"created", "started", "finished", "versions", "device", "memory", "schema"} <= set(head)
+    assert {"contexts", "revision", "seconds", "stopped", "seed"} <= set(head["result"])
+    assert len(numbers(undisturbed)) == 4
+
+
+def test_a_new_run_waits_whole(root):
+    folder = RunFolder.create(root, SMALL.to_json(), owner="hash")
+    assert [f.id for f in folders(root)] == [folder.id]
+    assert folder.status == QUEUED
+    assert folder.head()["owner"] == "hash"
+    assert len(folder.id) >= 16
+    assert RunFolder.create(root, SMALL.to_json()).id != folder.id
+
+
+def test_a_run_that_says_running_while_nobody_works_on_it_was_interrupted(root):
+    folder = RunFolder.create(root, SMALL.to_json())
+    folder.update(status=RUNNING)
+    assert folder.status == INTERRUPTED
+    with folder.held():
+        assert folder.status == RUNNING
+        with pytest.raises(Busy), folder.held():
+            pass
+        with pytest.raises(BadRequest, match="still running"):
+            folder.delete()
+        with pytest.raises(BadRequest, match="still running"):
+            folder.queue()
+    folder.queue()
+    assert folder.status == QUEUED
+    folder.cancel()
+    assert folder.status == CANCELLED
+    folder.delete()
+    assert list(root.iterdir()) == []
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undisturbed, kills):
+    folder, moments = RunFolder.create(root, SMALL.to_json()), random.Random(kills)
+    for _ in range(kills):
+        process = worker(folder)
+        assert until(lambda p=process: folder.head()["status"] == RUNNING or p.poll() is not None)
+        time.sleep(moments.uniform(0.0, 2.0))
+        process.kill()
+        process.wait()
+        if folder.head()["status"] == DONE:
+            break
+        assert folder.status == INTERRUPTED
+        folder.queue()
+    assert worker(folder).wait(120) == 0
+    assert folder.status == DONE
+    pd.testing.assert_frame_equal(numbers(folder), numbers(undisturbed), rtol=1e-5, atol=1e-5)
+    assert {path.name for path in folder.path.iterdir()} == FILES
+
+
+def test_a_cancel_ends_within_two_seconds_and_keeps_what_was_finished(root):
+    folder = RunFolder.create(root, LONG.to_json())
+    process = worker(folder)
+    assert until(lambda: (folder.path / UNITS / "iteration-1.safetensors").is_file(), 120)
+    assert folder.progress()["round"] >= 1
+    started = time.monotonic()
+    folder.cancel()
+    process.wait(10)
+    assert time.monotonic() - started < 2.0
+    assert folder.status == CANCELLED
+    assert len(numbers(folder)) >= 2
+    assert (folder.path / "probes.parquet").is_file()
+    assert (folder.path / "cases.csv").is_file()
+
+
+def test_what_cannot_be_done_is_told_in_the_run(root, pocket):
+    folder = RunFolder.create(root, {**SMALL.to_json(), "dataset": "table:/nowhere.csv"})
+    assert work_on(folder, lambda *_: pocket) == FAILED
+    assert "nowhere.csv" in folder.head()["error"]
+    broken = RunFolder.create(root, SMALL.to_json())
+    assert work_on(broken, lambda *_: 1 / 0) == FAILED
+    assert "Something went wrong" in broken.head()["error"]
+
+
+def test_a_second_worker_leaves_a_finished_run_alone(undisturbed):
+    before = undisturbed.head()
+    assert work_on(undisturbed, lambda *_: pytest.fail("loaded again")) == DONE
+    assert undisturbed.head() == before
+
+
+class Threads:
+    """An executor whose workers are threads that only say they ran."""
+
+    places = 2
+
+    def __init__(self):
+        self.order, self.most, self.gate = [], 0, threading.Event()
+
+    def start(self, folder, place):
+        self.order.append((folder.id, place))
+        done = threading.Event()
+        ready = threading.Event()
+
+        def work():
+            with folder.held():
+                folder.update(status=RUNNING)
+                ready.set()
+                self.gate.wait(10)
+                folder.update(status=DONE)
+            done.set()
+
+        threading.Thread(target=work, daemon=True).start()
+        ready.wait(10)
+        return type("Handle", (), {"poll": lambda _self: 0 if done.is_set() else None})()
+
+
+def test_the_dispatcher_starts_the_oldest_first_and_no_more_than_there_is_room_for(root):
+    made = []
+    for number in range(4):
+        made.append(RunFolder.create(root, SMALL.to_json()))
+        made[-1].update(created=f"2026-01-01T00:00:0{number}+00:00")
+    executor = Threads()
+    dispatcher = Dispatcher(root, executor)
+    assert dispatcher.step() == 4
+    assert executor.order == [(made[0].id, 0), (made[1].id, 1)]
+    assert dispatcher.step() == 4, "nothing more fits"
+    assert len(executor.order) == 2
+    made[2].cancel()
+    executor.gate.set()
+    dispatcher.drain()
+    assert [name for name, _ in executor.order] == [made[0].id, made[1].id, made[3].id]
+    assert [folder.status for folder in made] == [DONE, DONE, CANCELLED, DONE]
+
+
+def test_only_one_process_dispatches(root, monkeypatch):
+    RunFolder.create(root, SMALL.to_json())
+    first, second = Dispatcher(root, Threads()), Dispatcher(root, Threads())
+    inner = second.step
+    monkeypatch.setattr(first.executor, "start", lambda *_: pytest.fail("the other one dispatches"), raising=True)
+    import fcntl
+
+    with (root / ".dispatcher.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert first.step() == 1
+    second.executor.gate.set()
+    assert inner() == 1
+    assert len(second.executor.order) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"editr": "memit"}, "Did you mean 'editor'"),
+        ({"editor": "memmit"}, "Did you mean 'memit'"),
+        ({"limit": "many"}, "limit must be a whole number"),
+        ({"limit": True}, "limit must be a whole number"),
+        ({"settings": {"stepss": 3}}, "stepss"),
+        ({"settings": 3}, "settings must be a table"),
+        ({"conventions": {"padding": "up"}}, "padding"),
+        ({"protocol": "all"}, "protocol"),
+        ({"stop": "never"}, "stop"),
+        ({"dataset": "facts"}, "pocket-facts"),
+        ({"iterations": 0}, "iterations"),
+        ({"generate": True, "protocol": "single"}, "generate needs one edit"),
+    ],
+)
+def test_a_wrong_configuration_is_refused_by_name(values, sentence):
+    with pytest.raises(BadSetting, match=sentence):
+        RunConfig.of(values, "cell 1")
+
+
+def test_a_configuration_comes_back_from_plain_values():
+    config = RunConfig(editor="memit", settings={"layers": [0, 1]}, assist={"neighbors": "na"}, limit=5)
+    assert RunConfig.of(config.to_json()) == config
+    assert config.plan.settings.layers == (0, 1)
+    assert config.key == RunConfig.of(config.to_json()).key != SMALL.key
+    assert "NA" in config.name
+
+
+def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys, pocket):
+    from editing_core.cli import run
+
+    folder = RunFolder.create(root, SMALL.to_json())
+    where = ["--root", str(root)]
+    assert run(["runs", "list", *where]) == 0
+    assert run(["runs", "show", folder.id, *where]) == 0
+    assert capsys.readouterr().out.count(folder.id) == 2
+    assert run(["runs", "resume", folder.id, *where]) == 2
+    assert "only one that ended early" in capsys.readouterr().err
+    assert run(["runs", "cancel", folder.id, *where]) == 0
+    assert run(["runs", "resume", folder.id, *where]) == 0
+    assert folder.status == QUEUED
+    assert run(["runs", "delete", folder.id, *where]) == 0
+    assert run(["runs", "show", f"../{folder.id}", *where]) == 2
+    assert "There is no run" in capsys.readouterr().err
+    assert list(root.glob("*")) == []
+    _ = pocket, load_model, signal, PROGRESS
