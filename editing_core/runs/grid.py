@@ -1,0 +1,143 @@
+"""A grid of runs from one file: models x editors x data sets x assistance x trials.
+
+    models = ["pocket-gpt2"]            axes: every combination is a cell
+    editors = ["memit", "pmet"]
+    datasets = ["pocket-facts"]
+    neighbors = ["off", "na"]
+    trials = 3                          disjoint records, and another seed of the prefixes
+
+    [common]                            any key of a run, for all cells
+    limit = 100
+    iterations = 5
+
+    [editor.pmet]                       the same for one editor's cells
+    settings = { covariance_weight = 300 }
+
+TOML or YAML. A cell that is done is not done again, one that ended early goes on.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from editing_core.errors import BadRequest, BadSetting
+from editing_core.models.catalog import DEFAULT, unknown
+from editing_core.runs.config import RunConfig
+from editing_core.runs.executors import folders
+from editing_core.runs.folder import DONE, OPEN, RunFolder
+
+AXES = {"models": [DEFAULT], "editors": ["memit"], "datasets": ["pocket-facts"], "neighbors": ["off"]}
+TABLES = ("common", "editor")
+MOST_CELLS, MOST_TRIALS = 10_000, 1000
+MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All cells of a file, in the order of its axes, the trial fastest."""
+
+    cells: tuple[RunConfig, ...]
+
+
+def read_grid(path: Path) -> Grid:
+    """The grid of a TOML or YAML file; BadRequest or BadSetting names the key that is wrong."""
+    return grid_of(_read(path))
+
+
+def grid_of(values: Mapping[str, Any]) -> Grid:
+    """The grid of a file's content."""
+    known = (*AXES, "trials", *TABLES)
+    for name in values:
+        if name not in known:
+            raise BadSetting(str(unknown(name, "key", known)))
+    axes = {name: _axis(name, values.get(name, default)) for name, default in AXES.items()}
+    common, own = _table(values, "common"), _table(values, "editor")
+    for name in own:
+        if name not in axes["editors"]:
+            raise BadSetting(f"editor.{name} is for no cell: editors are {', '.join(axes['editors'])}; add it there.")
+    more = {editor: {**common, **_table(own, editor, "editor.")} for editor in axes["editors"]}
+    trials = _trials(values.get("trials", 1), prod(len(axis) for axis in axes.values()))
+    cells = (
+        _cell(more[editor], model, editor, dataset, neighbors, trial)
+        for model, editor, dataset, neighbors in product(*axes.values())
+        for trial in range(trials)
+    )
+    return Grid(tuple(cells))
+
+
+def _cell(more: Mapping[str, Any], model: str, editor: str, dataset: str, neighbors: str, trial: int) -> RunConfig:
+    """One run. more: what the file says of this editor's cells."""
+    own: dict[str, Any] = {"model": model, "editor": editor, "dataset": dataset, "trial": trial}
+    if neighbors != "off":
+        own["assist"] = {**more.get("assist", {}), "neighbors": neighbors}
+    return RunConfig.of({"seed": trial, **more, **own}, f"{model}, {editor}, {dataset}")
+
+
+def _trials(given: Any, cells: int) -> int:
+    """How many trials each of so many combinations gets."""
+    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= MOST_TRIALS:
+        raise BadSetting(f"trials is {given!r}, allowed are whole numbers from 1 to {MOST_TRIALS}; correct it.")
+    if given * cells > MOST_CELLS:
+        raise BadSetting(f"The file asks for {given * cells:,} runs, at most {MOST_CELLS:,} are taken; split it.")
+    return given
+
+
+def enter(grid: Grid, root: Path) -> list[RunFolder]:
+    """The run of every cell: one that is there already, put back into the queue if it ended early, or a new one."""
+    there = dict(_by_key(root))
+    found = []
+    for cell in grid.cells:
+        folder = there.get(cell.key) or RunFolder.create(root, cell.to_json())
+        if folder.status not in (*OPEN, DONE):
+            folder.queue()
+        found.append(folder)
+    return found
+
+
+def _by_key(root: Path) -> Iterator[tuple[str, RunFolder]]:
+    """Every readable run by what it was asked to do; of equal ones a finished one counts."""
+    entries = []
+    for folder in folders(root):
+        try:
+            entries.append((RunConfig.of(folder.head()["config"]).key, folder, folder.status == DONE))
+        except (BadRequest, BadSetting, KeyError):
+            continue
+    for key, folder, _ in sorted(entries, key=lambda entry: entry[2]):
+        yield key, folder
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise BadRequest(
+                f"{path.name} is larger than {MAX_BYTES:,} bytes, which no grid needs; choose another file."
+            )
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        told = str(error).splitlines()[0][:120]
+        raise BadRequest(f"{path.name} is not a readable TOML or YAML file ({told}); correct it.") from error
+    if not isinstance(values, dict):
+        raise BadRequest(f"{path.name} holds no keys; see the documentation for what a grid looks like.")
+    return values
+
+
+def _axis(name: str, given: Any) -> Sequence[str]:
+    if not isinstance(given, list) or not given or not all(isinstance(entry, str) for entry in given):
+        raise BadSetting(f"{name} is {given!r}, but must be a list of names such as {AXES[name]!r}; correct it.")
+    if len(set(given)) < len(given):
+        raise BadSetting(f"{name} names something twice: {', '.join(given)}; keep one of each.")
+    return given
+
+
+def _table(values: Mapping[str, Any], name: str, where: str = "") -> Mapping[str, Any]:
+    found = values.get(name, {})
+    if not isinstance(found, dict):
+        raise BadSetting(f"{where}{name} is {found!r}, but must be a table of keys; correct it.")
+    return found

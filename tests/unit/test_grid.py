@@ -1,0 +1,101 @@
+"""Grids: from one file to its cells, and cells that are there already."""
+
+import pytest
+
+from editing_core.errors import EditingError
+from editing_core.runs.config import RunConfig
+from editing_core.runs.folder import CANCELLED, DONE, QUEUED
+from editing_core.runs.grid import Grid, enter, grid_of, read_grid
+
+TOML = """
+editors = ["memit", "pmet"]
+neighbors = ["off", "na"]
+trials = 2
+[common]
+limit = 20
+assist = { weight = 0.5 }
+[editor.pmet]
+iterations = 7
+settings = { layers = [0, 1] }
+"""
+YAML = """
+editors: [memit, pmet]
+neighbors: ["off", na]
+trials: 2
+common: {limit: 20, assist: {weight: 0.5}}
+editor: {pmet: {iterations: 7, settings: {layers: [0, 1]}}}
+"""
+
+
+@pytest.mark.parametrize(("name", "text"), [("grid.toml", TOML), ("grid.yaml", YAML)])
+def test_a_file_describes_every_combination(tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    cells = read_grid(tmp_path / name).cells
+    assert [(c.editor, c.plan.assist.neighbors, c.trial) for c in cells] == [
+        (editor, neighbors, trial) for editor in ("memit", "pmet") for neighbors in ("off", "na") for trial in (0, 1)
+    ]
+    assert {c.limit for c in cells} == {20}
+    assert {c.iterations for c in cells if c.editor == "pmet"} == {7}
+    assert {c.iterations for c in cells if c.editor == "memit"} == {10}
+    assert [c.seed for c in cells[:2]] == [0, 1]
+    assert cells[-1].plan.settings.layers == (0, 1)
+    assert {c.plan.assist.weight for c in cells} == {0.5}
+    assert len({c.key for c in cells}) == 8
+
+
+def test_an_empty_grid_is_one_run():
+    assert grid_of({}).cells == (RunConfig(seed=0),)
+    assert [c.seed for c in grid_of({"trials": 2, "common": {"seed": 5}}).cells] == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"edtors": ["memit"]}, "Did you mean 'editors'"),
+        ({"editors": "memit"}, "must be a list of names"),
+        ({"editors": []}, "must be a list of names"),
+        ({"editors": ["memit", "memit"]}, "names something twice"),
+        ({"editors": ["memmit"]}, "Did you mean 'memit'"),
+        ({"trials": 0}, "trials is 0"),
+        ({"trials": True}, "trials is True"),
+        ({"common": 3}, "common is 3"),
+        ({"common": {"limt": 3}}, "pocket-gpt2, memit, pocket-facts: Unknown key 'limt'. Did you mean 'limit'"),
+        ({"editor": {"pmet": {}}}, "editor.pmet is for no cell"),
+        ({"editor": {"memit": 3}}, "editor.memit is 3"),
+        ({"neighbors": ["no"]}, "neighbors is 'no'"),
+        ({"models": [str(i) for i in range(20)], "trials": 1000}, "20,000 runs"),
+    ],
+)
+def test_what_is_wrong_is_named(values, sentence):
+    with pytest.raises(EditingError, match=sentence):
+        grid_of(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("g.toml", "a = "), ("g.yaml", "a: ["), ("g.yaml", "- 1"), ("g.yaml", ""), ("g.toml", None)]
+)
+def test_an_unreadable_file_is_refused(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(EditingError, match=name):
+        read_grid(tmp_path / name)
+
+
+def test_yaml_makes_no_objects(tmp_path):
+    (tmp_path / "g.yaml").write_text("common: !!python/object/apply:os.system ['true']", encoding="utf-8")
+    with pytest.raises(EditingError, match="not a readable"):
+        read_grid(tmp_path / "g.yaml")
+
+
+def test_finished_cells_are_not_done_again_and_early_ends_go_on(tmp_path):
+    grid = Grid(grid_of({"trials": 3}).cells)
+    first = enter(grid, tmp_path)
+    assert len({folder.id for folder in first}) == 3
+    first[0].update(status=DONE)
+    first[1].cancel()
+    assert first[1].status == CANCELLED
+    second = enter(grid, tmp_path)
+    assert [folder.id for folder in second] == [folder.id for folder in first]
+    assert [folder.status for folder in second] == [DONE, QUEUED, QUEUED]
+    more = enter(grid_of({"trials": 4}), tmp_path)
+    assert [folder.id for folder in more[:3]] == [folder.id for folder in first]
