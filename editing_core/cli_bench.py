@@ -5,12 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from editing_core import cli_plan
+from editing_core import cli_plan, paths
 from editing_core.benchmark_files import write_benchmark
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, progress, read_plan
+from editing_core.cli_runs import run_grid
 from editing_core.data.datasets import FORMATS
 from editing_core.data.table import write_requests
 from editing_core.editors.assist import Assist
+from editing_core.errors import BadRequest
 from editing_core.protocols import PROTOCOLS, Benchmark
 from editing_core.runs.config import RunConfig
 from editing_core.runs.export import check_folder
@@ -20,14 +22,16 @@ from editing_core.runs.work import perform, qualifying, readable, records
 def add(commands: Any) -> None:
     """Both commands."""
     bench = commands.add_parser("bench", help="edit records of a data set and write tables")
-    _add_records(bench)
+    bench.add_argument("--config", type=Path, metavar="FILE", help="a grid of stored runs, TOML or YAML, instead")
+    bench.add_argument("--root", type=Path, default=paths.runs(), help="where stored runs are kept")
+    _add_records(bench, required=False)
     bench.add_argument("--protocol", choices=PROTOCOLS, default="batch")
     bench.add_argument("--chunk", type=int, default=1, metavar="B", help="records per chunk, sequential only")
     bench.add_argument("--eligible", action="store_true", help="only records with eligible neighbors, and only those")
     bench.add_argument("--texts", type=Path, metavar="FILE", help="texts of the collapse perplexity, such as ME-PPL-50")
     bench.add_argument("--generate", action="store_true", help="also fluency and consistency of generated texts")
     bench.add_argument("--references", type=Path, metavar="FILE", help="attribute snippets for consistency")
-    bench.add_argument("--out", type=Path, required=True, metavar="DIR")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="where the tables go")
     add_plan(bench, iterations=10)
     bench.set_defaults(command=_bench)
     filtering = commands.add_parser("eligible", help="which records qualify for neighbor assistance")
@@ -41,8 +45,8 @@ def add(commands: Any) -> None:
     filtering.set_defaults(command=_eligible)
 
 
-def _add_records(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, metavar="FORMAT[:PATH]", help=f"one of {', '.join(FORMATS)}")
+def _add_records(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument("--dataset", required=required, metavar="FORMAT[:PATH]", help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("--limit", type=int, help="how many records; default: 100, or all there are")
     parser.add_argument("--trial", type=int, default=0, help="which block of that many records, from 0")
     parser.add_argument("--skip-bad", action="store_true", help="go on without malformed records")
@@ -80,6 +84,11 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def _bench(options: argparse.Namespace) -> None:
+    if options.config:
+        return run_grid(options.config, options.root)
+    missing = [f"--{name}" for name in ("dataset", "out") if getattr(options, name) is None]
+    if missing:
+        raise BadRequest(f"The following arguments are required: {', '.join(missing)}; see 'editscope bench --help'.")
     config = _config(options)
     check_folder(options.out)
     work = perform(config, lambda: cli_plan.load_model(config.model, config.dtype), progress)
@@ -87,6 +96,7 @@ def _bench(options: argparse.Namespace) -> None:
     write_benchmark(work.result, options.out, work.lm, work.told, work.beside)
     _print(work.result, work.told, work.beside is not None)
     print(f"\n{work.result.stopped} {work.result.seconds:.1f} s. Tables in {options.out}")
+    return None
 
 
 def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:

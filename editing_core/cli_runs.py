@@ -4,44 +4,68 @@ import argparse
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from editing_core import cli_plan, paths
 from editing_core.errors import BadRequest
+from editing_core.runs.bundle import pack, unpack
 from editing_core.runs.config import RunConfig
-from editing_core.runs.executors import folders
-from editing_core.runs.folder import RunFolder
+from editing_core.runs.executors import LOOK, Dispatcher, LocalProcesses, folders
+from editing_core.runs.folder import ENDED, RUNNING, RunFolder
+from editing_core.runs.grid import enter, read_grid
+from editing_core.runs.record import new_id
 from editing_core.runs.runner import work_on
+from editing_core.runs.stored import read_all, read_finished
+from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
+
+TEXTS = {"markdown": markdown, "latex": latex, "csv": csv}
 
 
 def add(commands: Any) -> None:
     """All of them."""
     runs = commands.add_parser("runs", help="stored benchmark runs")
     actions = runs.add_subparsers(required=True, metavar="ACTION")
-    _add(actions, "list", _list, "every run, the newest first", ids=False)
+    _rooted(actions.add_parser("list", help="every run, the newest first"), _list)
     _add(actions, "show", _show, "what a run was asked, and how far it is")
     _add(actions, "cancel", _cancel, "stop a run; what it finished stays")
     _add(actions, "resume", _resume, "put a run that ended early back into the queue")
     _add(actions, "delete", _delete, "remove a run for good")
+    tables = _add(actions, "compare", _compare, "runs side by side, as a table", many=True)
+    tables.add_argument("--format", choices=tuple(TEXTS), default="markdown")
+    tables.add_argument("--rows", choices=ROWS, default="all", help="every iteration, or each run's result only")
+    tables.add_argument("--against", metavar="ID", help="differences to this run instead, with standard errors")
+    _add(actions, "export", _export, "one file with the whole run").add_argument("file", type=Path)
+    imported = actions.add_parser("import", help="a run that was exported")
+    imported.add_argument("file", type=Path)
+    _rooted(imported, _import)
     _add(actions, "work", _work, argparse.SUPPRESS)
 
 
-def _add(actions: Any, name: str, command: Callable[[Any], None], told: str, ids: bool = True) -> None:
-    parser = actions.add_parser(name, **({} if told is argparse.SUPPRESS else {"help": told}))
-    if ids:
-        parser.add_argument("id", help="the run's id")
+def _add(
+    actions: Any, name: str, command: Callable[[Any], None], told: str, many: bool = False
+) -> argparse.ArgumentParser:
+    """An action on a run, or on several."""
+    parser: argparse.ArgumentParser = actions.add_parser(name, **({} if told is argparse.SUPPRESS else {"help": told}))
+    parser.add_argument("id", help="the run's id", nargs="+" if many else None)
+    _rooted(parser, command)
+    return parser
+
+
+def _rooted(parser: argparse.ArgumentParser, command: Callable[[Any], None]) -> None:
     parser.add_argument("--root", type=Path, default=paths.runs(), help="where runs are kept")
     parser.set_defaults(command=command)
 
 
-def _folder(options: argparse.Namespace) -> RunFolder:
+def _folder(options: argparse.Namespace, name: str | None = None) -> RunFolder:
     """The run of an id; what is typed is only ever compared with names that are there."""
+    name = name or options.id
     for folder in folders(options.root):
-        if folder.id == options.id:
+        if folder.id == name:
             return folder
-    raise BadRequest(f"There is no run {options.id[:40]!r}; 'editscope runs list' names those there are.")
+    raise BadRequest(f"There is no run {name[:40]!r}; 'editscope runs list' names those there are.")
 
 
 def _list(options: argparse.Namespace) -> None:
@@ -77,6 +101,50 @@ def _resume(options: argparse.Namespace) -> None:
 
 def _delete(options: argparse.Namespace) -> None:
     _folder(options).delete()
+
+
+def _compare(options: argparse.Namespace) -> None:
+    runs = [read_finished(_folder(options, name)) for name in options.id]
+    if options.against:
+        print(differences(runs, options.against).to_string(index=False))
+    else:
+        print(TEXTS[options.format](layout(runs, options.rows)))
+
+
+def _export(options: argparse.Namespace) -> None:
+    folder = _folder(options)
+    if folder.status == RUNNING:
+        raise BadRequest(f"Run {folder.id} is still running; wait for its end, or cancel it.")
+    pack(folder.path, options.file)
+
+
+def _import(options: argparse.Namespace) -> None:
+    print(unpack(options.file, options.root, new_id()).name)
+
+
+def run_grid(file: Path, root: Path) -> None:
+    """Do all cells of a grid, in worker processes, and print their table."""
+    runs = enter(read_grid(file), root)
+    dispatcher = Dispatcher(root, LocalProcesses())
+    told: set[str] = set()
+    try:
+        while len(told) < len(runs):
+            dispatcher.step()
+            for folder in runs:
+                if folder.id not in told and folder.status in ENDED:
+                    told.add(folder.id)
+                    head = folder.head()
+                    named = RunConfig.of(head["config"]).name
+                    print(f"{folder.id}  {folder.status}  {named}  {head.get('error', '')}".rstrip(), flush=True)
+            time.sleep(LOOK)
+    except KeyboardInterrupt:
+        sys.stderr.write("Interrupted; what was started goes on, the rest waits: see 'editscope runs list'.\n")
+        sys.exit(130)
+    finished, problems = read_all(runs)
+    for problem in problems:
+        print(problem)
+    if finished:
+        print(f"\n{markdown(layout(finished))}")
 
 
 def _work(options: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.models.language_model import DTYPES
-from editing_core.protocols import Protocol
+from editing_core.protocols import PROTOCOLS, Protocol
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 
@@ -64,7 +64,12 @@ class RunConfig:
             value = getattr(self, f.name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
                 raise BadSetting(f"{f.name} must be {wanted}, got {value!r}; correct it.")
-        for name, known in (("dataset", FORMATS), ("dtype", DTYPES), ("preset", CONVENTIONS)):
+        for name, known in (
+            ("dataset", FORMATS),
+            ("dtype", DTYPES),
+            ("preset", CONVENTIONS),
+            ("protocol", PROTOCOLS),
+        ):
             value = getattr(self, name).partition(":")[0]
             if value not in known:
                 raise unknown(value, "data set" if name == "dataset" else name, known)

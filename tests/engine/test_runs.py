@@ -1,8 +1,8 @@
 """Stored runs: what is on disk at any moment, and that a killed or stopped run goes on to the same numbers."""
 
+import fcntl
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import pytest
 
-from editing_core.cli_plan import load_model
+from editing_core.cli import run
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.runs.config import RunConfig
 from editing_core.runs.executors import Dispatcher, folders
@@ -20,7 +20,6 @@ from editing_core.runs.folder import (
     DONE,
     FAILED,
     INTERRUPTED,
-    PROGRESS,
     QUEUED,
     RUNNING,
     UNITS,
@@ -30,7 +29,7 @@ from editing_core.runs.folder import (
 from editing_core.runs.runner import work_on
 
 SMALL = RunConfig(limit=4, iterations=3, stop="none", settings={"steps": 8}, collapse_factor=0.0)
-LONG = RunConfig(limit=60, iterations=10, stop="none", collapse_factor=0.0)
+LONG = RunConfig(limit=20, iterations=10, stop="none", collapse_factor=0.0)
 FILES = {"run.json", "iterations.csv", "probes.parquet", "cases.csv", "delta.safetensors", "run.lock"}
 
 
@@ -200,8 +199,6 @@ def test_only_one_process_dispatches(root, monkeypatch):
     first, second = Dispatcher(root, Threads()), Dispatcher(root, Threads())
     inner = second.step
     monkeypatch.setattr(first.executor, "start", lambda *_: pytest.fail("the other one dispatches"), raising=True)
-    import fcntl
-
     with (root / ".dispatcher.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert first.step() == 1
@@ -220,7 +217,7 @@ def test_only_one_process_dispatches(root, monkeypatch):
         ({"settings": {"stepss": 3}}, "stepss"),
         ({"settings": 3}, "settings must be a table"),
         ({"conventions": {"padding": "up"}}, "padding"),
-        ({"protocol": "all"}, "protocol"),
+        ({"protocol": "all"}, "Unknown protocol"),
         ({"stop": "never"}, "stop"),
         ({"dataset": "facts"}, "pocket-facts"),
         ({"iterations": 0}, "iterations"),
@@ -240,9 +237,7 @@ def test_a_configuration_comes_back_from_plain_values():
     assert "NA" in config.name
 
 
-def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys, pocket):
-    from editing_core.cli import run
-
+def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys):
     folder = RunFolder.create(root, SMALL.to_json())
     where = ["--root", str(root)]
     assert run(["runs", "list", *where]) == 0
@@ -257,4 +252,36 @@ def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys, p
     assert run(["runs", "show", f"../{folder.id}", *where]) == 2
     assert "There is no run" in capsys.readouterr().err
     assert list(root.glob("*")) == []
-    _ = pocket, load_model, signal, PROGRESS
+
+
+def test_a_grid_is_done_once_and_printed_as_a_table(root, tmp_path, capsys):
+    grid = tmp_path / "grid.toml"
+    grid.write_text(
+        "editors = ['memit', 'rome']\n[common]\nlimit = 2\niterations = 1\nstop = 'none'\n[editor.memit]\n"
+        "settings = { steps = 4 }\n[editor.rome]\nsettings = { steps = 400 }\n",
+        encoding="utf-8",
+    )
+    assert run(["bench", "--config", str(grid), "--root", str(root)]) == 2
+    assert "pocket-gpt2, rome, pocket-facts: steps is 400" in capsys.readouterr().err
+    assert not root.exists()
+    grid.write_text(grid.read_text(encoding="utf-8").replace("400", "4"), encoding="utf-8")
+    assert run(["bench", "--config", str(grid), "--root", str(root)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("  done  ") == 2
+    assert "| " in told
+    before = {folder.id: folder.head()["finished"] for folder in folders(root)}
+    assert len(before) == 2
+    assert run(["bench", "--config", str(grid), "--root", str(root)]) == 0
+    assert {folder.id: folder.head()["finished"] for folder in folders(root)} == before
+    one, other = before
+    where = ["--root", str(root)]
+    assert run(["runs", "compare", one, other, "--against", one, *where]) == 0
+    assert "paired over 2 records" in capsys.readouterr().out
+    assert run(["runs", "compare", one, other, "--format", "latex", *where]) == 0
+    assert "toprule" in capsys.readouterr().out
+    assert run(["runs", "export", one, str(tmp_path / "run.zip"), *where]) == 0
+    assert run(["runs", "import", str(tmp_path / "run.zip"), *where]) == 0
+    imported = capsys.readouterr().out.strip()
+    assert imported not in before
+    assert RunFolder(root / imported).status == DONE
+    pd.testing.assert_frame_equal(numbers(RunFolder(root / imported)), numbers(RunFolder(root / one)))
