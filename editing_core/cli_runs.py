@@ -14,13 +14,15 @@ from editing_core.errors import BadRequest
 from editing_core.runs.bundle import pack, unpack
 from editing_core.runs.config import RunConfig
 from editing_core.runs.executors import LOOK, Dispatcher, LocalProcesses, folders
-from editing_core.runs.folder import ENDED, RUNNING, RunFolder
+from editing_core.runs.folder import ENDED, QUEUED, RUNNING, RunFolder
 from editing_core.runs.grid import enter, read_grid
+from editing_core.runs.index import Index
 from editing_core.runs.record import new_id
 from editing_core.runs.runner import work_on
 from editing_core.runs.stored import read_all, read_finished
 from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
 
+NONE_YET = "There are no runs yet; start one with 'editscope bench --config FILE'."
 TEXTS = {"markdown": markdown, "latex": latex, "csv": csv}
 
 
@@ -28,7 +30,10 @@ def add(commands: Any) -> None:
     """All of them."""
     runs = commands.add_parser("runs", help="stored benchmark runs")
     actions = runs.add_subparsers(required=True, metavar="ACTION")
-    _rooted(actions.add_parser("list", help="every run, the newest first"), _list)
+    listing = actions.add_parser("list", help="runs, the newest first")
+    listing.add_argument("--find", default="", metavar="WORDS", help="words that stand in name, id or error")
+    listing.add_argument("--status", choices=(QUEUED, RUNNING, *ENDED), default="")
+    _rooted(listing, _list)
     _add(actions, "show", _show, "what a run was asked, and how far it is")
     _add(actions, "cancel", _cancel, "stop a run; what it finished stays")
     _add(actions, "resume", _resume, "put a run that ended early back into the queue")
@@ -69,14 +74,12 @@ def _folder(options: argparse.Namespace, name: str | None = None) -> RunFolder:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = sorted(folders(options.root), key=lambda folder: str(folder.head()["created"]), reverse=True)
-    for folder in found:
-        head = folder.head()
-        print(
-            f"{folder.id}  {head['created']}  {folder.standing(head['status']):<12} {RunConfig.of(head['config']).name}"
-        )
+    found = Index(options.root).entries(options.find, options.status)
+    for entry in found:
+        score = "" if entry.score is None else f"  score {entry.score:.1f}"
+        print(f"{entry.id}  {entry.created}  {entry.status:<12} {entry.name}{score}  {entry.error}".rstrip())
     if not found:
-        print("There are no runs yet; start one with 'editscope bench --config FILE'.")
+        print("No run fits." if options.find or options.status else NONE_YET)
 
 
 def _show(options: argparse.Namespace) -> None:
