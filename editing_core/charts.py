@@ -12,10 +12,11 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.metrics import CARDS, PERCENT
 from editing_core.evaluation.tradeoff import Curve
 from editing_core.evaluation.verdict import lost_neighbors
 from editing_core.runs.record import RunResult
+from editing_core.runs.tables import Finished
 from editing_core.session import Look
 
 NEW, OLD, KEPT, LOST = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -188,6 +189,29 @@ def metrics(run: RunResult, k: int) -> go.Figure:
     return _finish(figure, "Accuracy per iteration")
 
 
+def curves(runs: Sequence[Finished], metric: str) -> go.Figure:
+    """One metric over k, a line per run; the larger point is the run's result."""
+    card, figure = CARDS[metric], go.Figure()
+    for number, run in enumerate(runs):
+        if metric not in run.iterations:
+            continue
+        own = run.iterations.assign(**{metric: run.iterations[metric].abs()} if metric == "delta_ppl" else {})
+        colour, symbol = TRADEOFF_COLOURS[number % len(TRADEOFF_COLOURS)], SYMBOLS[number % len(SYMBOLS)]
+        dash = DASHES[number // len(SYMBOLS) % len(DASHES)]
+        floor = None if card.range == PERCENT else FLOOR
+        _add_lines(figure, own, [(metric, escape(run.name), colour, symbol, dash)], floor)
+        figure.data[-1].marker.size = [13 if k == run.chosen else 7 for k in own["k"]]
+    if not figure.data:
+        return empty(card.label, "No run has this number.")
+    if card.range == PERCENT:
+        figure.update_yaxes(range=[-4, 106], ticksuffix=" %")
+    else:
+        figure.update_yaxes(type="log", exponentformat="power", minor={"showgrid": False})
+    figure.update_xaxes(dtick=1, title_text="iteration k")
+    return _finish(figure, f"|{card.label}|" if metric == "delta_ppl" else card.label, HEIGHT + 16 * len(figure.data))
+
+
+DASHES = ("solid", "dash", "dot")
 TRADEOFF_COLOURS = (INK, NEW, "#56B4E9", ITERATION_DARK, ITERATION, KEPT, "#F0E442", LOST, OLD)
 CONTROL = ", control"
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "hexagon", "pentagon")

@@ -14,10 +14,12 @@ from editing_core.errors import BadRequest
 from editing_core.runs.bundle import pack, unpack
 from editing_core.runs.config import RunConfig
 from editing_core.runs.executors import LOOK, Dispatcher, LocalProcesses, folders
+from editing_core.runs.export import write_text
 from editing_core.runs.folder import ENDED, QUEUED, RUNNING, RunFolder
 from editing_core.runs.grid import enter, read_grid
 from editing_core.runs.index import Index
 from editing_core.runs.record import new_id
+from editing_core.runs.report import report
 from editing_core.runs.runner import work_on
 from editing_core.runs.stored import read_all, read_finished
 from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
@@ -42,6 +44,8 @@ def add(commands: Any) -> None:
     tables.add_argument("--format", choices=tuple(TEXTS), default="markdown")
     tables.add_argument("--rows", choices=ROWS, default="all", help="every iteration, or each run's result only")
     tables.add_argument("--against", metavar="ID", help="differences to this run instead, with standard errors")
+    report = _add(actions, "report", _report, "one self-contained page with tables and figures", many=True)
+    report.add_argument("--out", type=Path, required=True, metavar="FILE", help="an HTML file")
     _add(actions, "export", _export, "one file with the whole run").add_argument("file", type=Path)
     imported = actions.add_parser("import", help="a run that was exported")
     imported.add_argument("file", type=Path)
@@ -112,6 +116,11 @@ def _compare(options: argparse.Namespace) -> None:
         print(differences(runs, options.against).to_string(index=False))
     else:
         print(TEXTS[options.format](layout(runs, options.rows)))
+
+
+def _report(options: argparse.Namespace) -> None:
+    found = [_folder(options, name) for name in options.id]
+    write_text(options.out, report([read_finished(folder) for folder in found], [folder.head() for folder in found]))
 
 
 def _export(options: argparse.Namespace) -> None:

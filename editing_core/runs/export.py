@@ -27,14 +27,22 @@ def write_text(path: Path, text: str) -> None:
         raise BadRequest(f"{path.name} could not be written ({error.strerror}); choose another place.") from error
 
 
-def html_page(title: str, lead: str, figures: dict[str, Figure]) -> str:
-    """One self-contained page: the plotting library is inside, nothing is fetched."""
+STYLE = (
+    "body{font-family:system-ui,sans-serif;max-width:76rem;margin:2rem auto;padding:0 1rem;color:#222}"
+    ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.82rem}caption{text-align:left;padding:.4rem 0}"
+    "th,td{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #ddd}th{cursor:help}"
+    "td:nth-child(-n+3),th:nth-child(-n+3){text-align:left}tr.block td{border-top:2px solid #888}"
+    "pre{background:#f4f4f4;padding:.6rem;overflow-x:auto;font-size:.78rem}"
+)
+
+
+def html_page(title: str, lead: str, figures: dict[str, Figure], more: str = "") -> str:
+    """One self-contained page: the plotting library is inside, nothing is fetched. more: markup above the figures."""
     parts = []
     for number, (name, figure) in enumerate(figures.items()):
         plot = figure.to_html(full_html=False, include_plotlyjs="inline" if number == 0 else False)
         parts.append(f"<section><h2>{html.escape(name)}</h2>{plot}</section>")
-    style = "body{font-family:system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{style}</style><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{''.join(parts)}</html>\n"
+        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{more}{''.join(parts)}</html>\n"
     )

@@ -7,6 +7,7 @@ accuracy and by success, and perplexities.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import groupby
 from math import hypot, isclose, isfinite, isnan, nan
 from string import ascii_lowercase
@@ -317,6 +318,19 @@ def latex(table: pd.DataFrame) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}", ""])
 
 
+def html(table: pd.DataFrame) -> str:
+    """A layout as an HTML table with its caption; numbers as in `_cell`, the best in bold."""
+    sheet = _Sheet.of(table, _HTML)
+    heads = [*sheet.labels, *(f"{escape(CARDS[m].label)} {_arrow(m)}" for m in sheet.metrics)]
+    tips = [""] * len(sheet.labels) + [escape(CARDS[m].definition) for m in sheet.metrics]
+    head = "".join(f"<th title='{tip}'>{name}</th>" for name, tip in zip(heads, tips, strict=True))
+    body = "".join(
+        f"<tr{' class=block' if at in sheet.starts else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        for at, row in enumerate(sheet.rows)
+    )
+    return f"<table><caption>{sheet.caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
 def _latex_head(sheet: "_Sheet") -> list[str]:
     """Two lines of headings, and the rules between them."""
     heads = [_head(metric) for metric in sheet.metrics]
@@ -512,5 +526,19 @@ def _markdown_text(text: str) -> str:
     return _plain(text).translate(_TO_MARKDOWN)
 
 
+def _html_text(text: str) -> str:
+    return escape(_plain(text))
+
+
+def _html_number(digits: str, power: str) -> str:
+    return f"{digits} · 10<sup>{power}</sup>" if power else digits
+
+
+def _html_cell(value: str, error: str, best: bool) -> str:
+    text = f"<b>{value}</b>" if best else value
+    return f"{text} <small>± {error}</small>" if error else text
+
+
+_HTML = _Markup(_html_text, _html_number, _html_cell)
 _MARKDOWN = _Markup(_markdown_text, _markdown_number, _markdown_cell)
 _LATEX = _Markup(_latex_text, _latex_number, _latex_cell)

@@ -26,6 +26,7 @@ from editing_core.runs.folder import (
     Busy,
     RunFolder,
 )
+from editing_core.runs.report import SHOWN, _without_folder
 from editing_core.runs.runner import work_on
 
 SMALL = RunConfig(limit=4, iterations=3, stop="none", settings={"steps": 8}, collapse_factor=0.0)
@@ -237,6 +238,19 @@ def test_a_configuration_comes_back_from_plain_values():
     assert "NA" in config.name
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ("table:/home/me/edits.csv", "table:edits.csv"),
+        ("/a/b/texts.json", "texts.json"),
+        ("pocket-facts", "pocket-facts"),
+        (3, 3),
+    ],
+)
+def test_a_report_names_no_folders(value, shown):
+    assert _without_folder(value) == shown
+
+
 def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys):
     folder = RunFolder.create(root, SMALL.to_json())
     where = ["--root", str(root)]
@@ -279,6 +293,11 @@ def test_a_grid_is_done_once_and_printed_as_a_table(root, tmp_path, capsys):
     assert "paired over 2 records" in capsys.readouterr().out
     assert run(["runs", "compare", one, other, "--format", "latex", *where]) == 0
     assert "toprule" in capsys.readouterr().out
+    assert run(["runs", "report", one, other, "--out", str(tmp_path / "report.html"), *where]) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("Plotly.newPlot") == len(SHOWN)
+    assert "<table>" in page
+    assert one not in page, "who has an id may see the run"
     assert run(["runs", "export", one, str(tmp_path / "run.zip"), *where]) == 0
     assert run(["runs", "import", str(tmp_path / "run.zip"), *where]) == 0
     imported = capsys.readouterr().out.strip()

@@ -10,7 +10,7 @@ import pytest
 from editing_core.errors import BadRequest
 from editing_core.evaluation.metrics import summarize
 from editing_core.evaluation.reference import METRICS
-from editing_core.runs.tables import COLUMNS, DIFFERENCES, Finished, csv, differences, latex, layout, markdown
+from editing_core.runs.tables import COLUMNS, DIFFERENCES, Finished, csv, differences, html, latex, layout, markdown
 
 HOSTILE = "a|b & c_d #1 100% $x$ {y} ~ ^ \\end{tabular} `z` <b>\n| --- |\u202e"
 NAN = math.nan
@@ -600,3 +600,14 @@ def test_a_run_has_the_row_it_chose():
         run(0.0, 1.0, chosen=2)
     with pytest.raises(BadRequest, match="k = nothing"):
         run(0.0, iterations=pd.DataFrame({"efficacy_accuracy": [1.0]}), chosen=0)
+
+
+def test_html_has_every_cell_escaped_and_the_best_in_bold():
+    """As in Markdown: the same rows, digits and bold numbers in another markup."""
+    table = layout([run(10, 90.0, editor="<memit>"), run(10, 80.0, editor="pmet")])
+    found = html(table)
+    assert found.count("<tr") == 1 + len(table)
+    assert "&lt;memit&gt;" in found
+    assert "<memit>" not in found
+    assert found.count("<b>") == markdown(table).count("**") // 2
+    assert found.count("<td>") == len(table) * found.count("<th ")
