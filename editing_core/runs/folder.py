@@ -125,6 +125,8 @@ class RunFolder:
                 status = self.head()["status"]
                 if status in (DONE, QUEUED):
                     raise BadRequest(f"Run {self.id} is {status}, only one that ended early goes on; start another.")
+                if self.head().get("imported"):  # its configuration names files that are not ours to read
+                    raise BadRequest(f"Run {self.id} was imported, it goes on where it began; start another here.")
                 (self.path / CANCEL).unlink(missing_ok=True)
                 self.update(status=QUEUED, finished=None, error=None)
         except Busy as busy:

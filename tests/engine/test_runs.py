@@ -102,6 +102,13 @@ def test_a_run_that_says_running_while_nobody_works_on_it_was_interrupted(root):
     assert list(root.iterdir()) == []
 
 
+def test_an_imported_run_does_not_go_on_here(root):
+    folder = RunFolder.create(root, SMALL.to_json())
+    folder.update(status=CANCELLED, imported=True)
+    with pytest.raises(BadRequest, match="was imported"):
+        folder.queue()
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undisturbed, kills):
     folder, moments = RunFolder.create(root, SMALL.to_json()), random.Random(kills)
