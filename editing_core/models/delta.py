@@ -27,6 +27,11 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in), known without making the product."""
+        return self.left.shape[0], self.right.shape[1]
+
     def dense(self) -> Tensor:
         """(d_out, d_in)."""
         return self.left @ self.right
@@ -59,6 +64,11 @@ class Dense:
     """An update stored whole: value (d_out, d_in) in maths orientation."""
 
     value: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.value.shape[0], self.value.shape[1]
 
     def dense(self) -> Tensor:
         """(d_out, d_in)."""
@@ -156,16 +166,16 @@ class WeightDelta:
         return (parameter.detach().double() + update).to(parameter.dtype)
 
     def _oriented(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-        parts = {k: v.to(parameter.device, torch.float64) for k, v in self.updates[name].tensors().items()}
-        update = type(self.updates[name])(**parts).dense()
-        transposed = is_transposed(model.get_submodule(name.rpartition(".")[0]))
-        update = update.T if transposed else update
-        if update.shape != parameter.shape:
+        own, transposed = self.updates[name], is_transposed(model.get_submodule(name.rpartition(".")[0]))
+        shape = own.shape[::-1] if transposed else own.shape
+        if shape != tuple(parameter.shape):  # before the product is made, which a foreign edit could make huge
             raise BadRequest(
-                f"The update of {name} has shape {tuple(update.shape)}, the model needs {tuple(parameter.shape)}; "
+                f"The update of {name} has shape {shape}, the model needs {tuple(parameter.shape)}; "
                 "use the model this edit was made for."
             )
-        return update
+        parts = {k: v.to(parameter.device, torch.float64) for k, v in own.tensors().items()}
+        update = type(own)(**parts).dense()
+        return update.T if transposed else update
 
     def proofs(self, model: nn.Module) -> list[Proof]:
         """Per parameter: relative Frobenius norm, rank, and entries that differ after rounding.
@@ -201,7 +211,7 @@ class WeightDelta:
         if metadata.get("format") != "editscope-delta-1":
             raise BadRequest(f"{Path(path).name} holds no EditScope edit; choose an edit saved by EditScope.")
         try:
-            return replace(WeightDelta.of_parts(tensors), provenance=json.loads(metadata.get("provenance", "{}")))
+            return replace(WeightDelta.of_parts(tensors), provenance=dict(json.loads(metadata.get("provenance", "{}"))))
         except (KeyError, ValueError, TypeError) as error:
             raise BadRequest(f"{Path(path).name} is damaged; choose an edit saved by EditScope.") from error
 
@@ -211,9 +221,11 @@ class WeightDelta:
 
     @staticmethod
     def of_parts(tensors: Mapping[str, Tensor]) -> "WeightDelta":
-        """What `parts` gave; KeyError for other parts."""
+        """What `parts` gave; KeyError or ValueError for anything else."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
+            if tensor.dim() != 2:
+                raise ValueError(f"{key} is no matrix")
             name, _, part = key.partition("|")
             parts.setdefault(name, {})[part] = tensor
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}

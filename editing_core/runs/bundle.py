@@ -215,11 +215,11 @@ def _opened(bundle: Path) -> Iterator[zipfile.ZipFile]:
     try:
         raw = io.FileIO(bundle)
     except OSError as error:
-        raise _refusal(f"{bundle.name} could not be read ({error.strerror})", "a zip file is needed") from error
+        raise _refusal(f"{_shown(bundle.name)} could not be read ({error.strerror})", "a zip file is needed") from error
     with _ShortReads(raw) as file:
         with _damage(bundle.name):
             if not zipfile.is_zipfile(file):
-                raise _refusal(f"{bundle.name} is no zip file or its end is missing", "a whole zip file is needed")
+                raise _refusal(f"{_shown(bundle.name)} is no zip file or its end is missing", "a zip is needed")
             archive = zipfile.ZipFile(file)
         with archive:
             yield archive

@@ -272,7 +272,7 @@ def test_runs_are_listed_shown_and_deleted_from_the_command_line(root, capsys):
     assert run(["runs", "delete", folder.id, *where]) == 0
     assert run(["runs", "show", f"../{folder.id}", *where]) == 2
     assert "There is no run" in capsys.readouterr().err
-    assert list(root.glob("*")) == []
+    assert list(folders(root)) == []
 
 
 def test_a_grid_is_done_once_and_printed_as_a_table(root, tmp_path, capsys):

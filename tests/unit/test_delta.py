@@ -224,3 +224,25 @@ def test_refuses_an_edit_file_with_parts_missing(tmp_path):
     save_file({"linear.weight|left": torch.zeros(7, 1)}, path, metadata={"format": "editscope-delta-1"})
     with pytest.raises(BadRequest, match=r"half\.safetensors is damaged"):
         WeightDelta.load(path)
+
+
+def test_a_foreign_edit_of_another_shape_is_refused_before_its_product_is_made():
+    model = nn.Sequential(nn.Linear(4, 3))
+    huge = WeightDelta({"0.weight": LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
+    with pytest.raises(BadRequest, match="has shape"), huge.applied(model):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"a|left": torch.ones(3), "a|right": torch.ones(1, 3)}, {}),
+        ({"a|value": torch.ones(2, 2, 2)}, {}),
+        ({"a|value": torch.ones(2, 2)}, {"provenance": "3"}),
+        ({"a|other": torch.ones(2, 2)}, {}),
+    ],
+)
+def test_files_that_hold_no_matrices_or_no_provenance_are_refused(tmp_path, tensors, metadata):
+    save_file(tensors, tmp_path / "delta", metadata={"format": "editscope-delta-1", **metadata})
+    with pytest.raises(BadRequest, match="damaged"):
+        WeightDelta.load(tmp_path / "delta")
