@@ -1,0 +1,31 @@
+"""Runs of every schema there ever was stay readable; `samples/run-schema-N` is a real run of two records each."""
+
+from pathlib import Path
+
+import pytest
+
+from editing_core.runs.bundle import pack, unpack
+from editing_core.runs.folder import RunFolder
+from editing_core.runs.index import Index, entry_of
+from editing_core.runs.record import SCHEMA
+from editing_core.runs.report import report
+from editing_core.runs.stored import read_finished
+from editing_core.runs.tables import layout, markdown
+
+SAMPLES = Path(__file__).resolve().parents[1] / "samples"
+FIRST = 2  # runs were first stored as folders with this one
+ALL = [RunFolder(SAMPLES / f"run-schema-{number}") for number in range(FIRST, SCHEMA + 1)]
+
+
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.id)
+def test_a_sample_is_listed_shown_compared_and_carried(folder, tmp_path):
+    entry = entry_of(folder.id, folder.head())
+    assert (entry.status, entry.n_edits, entry.model) == ("done", 2, "pocket-gpt2")
+    run = read_finished(folder)
+    assert run.last == 2
+    assert run.probes is not None
+    assert "pocket-facts" in markdown(layout([run]))
+    assert "Plotly.newPlot" in report([run], [folder.head()])
+    pack(folder.path, tmp_path / "run.zip")
+    unpack(tmp_path / "run.zip", tmp_path / "runs", "imported-run")
+    assert [found.id for found in Index(tmp_path / "runs").entries()] == ["imported-run"]
