@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from editing_core import cli_plan, paths
-from editing_core.benchmark_files import write_benchmark
+from editing_core.bench.config import RunConfig
+from editing_core.bench.files import write_benchmark
+from editing_core.bench.protocols import PROTOCOLS, Benchmark
+from editing_core.bench.work import perform, qualifying, readable, records
 from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, progress, read_plan
 from editing_core.cli_runs import run_grid
 from editing_core.data.datasets import FORMATS
 from editing_core.data.table import write_requests
 from editing_core.editors.assist import Assist
 from editing_core.errors import BadRequest
-from editing_core.protocols import PROTOCOLS, Benchmark
-from editing_core.runs.config import RunConfig
 from editing_core.runs.export import check_folder
-from editing_core.runs.work import perform, qualifying, readable, records
 
 
 def add(commands: Any) -> None:

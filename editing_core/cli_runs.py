@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from editing_core import cli_plan, paths
+from editing_core.bench.config import RunConfig
+from editing_core.bench.executors import LOOK, Dispatcher, LocalProcesses, folders
+from editing_core.bench.grid import enter, read_grid
+from editing_core.bench.index import Index
+from editing_core.bench.report import report
+from editing_core.bench.runner import work_on
+from editing_core.bench.stored import read_all, read_finished
 from editing_core.errors import BadRequest
 from editing_core.runs.bundle import pack, unpack
-from editing_core.runs.config import RunConfig
-from editing_core.runs.executors import LOOK, Dispatcher, LocalProcesses, folders
 from editing_core.runs.export import write_text
 from editing_core.runs.folder import ENDED, QUEUED, RUNNING, RunFolder
-from editing_core.runs.grid import enter, read_grid
-from editing_core.runs.index import Index
 from editing_core.runs.record import new_id
-from editing_core.runs.report import report
-from editing_core.runs.runner import work_on
-from editing_core.runs.stored import read_all, read_finished
 from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
 
 NONE_YET = "There are no runs yet; start one with 'editscope bench --config FILE'."

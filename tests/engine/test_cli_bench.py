@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from editing_core import cli, cli_plan
+from editing_core.bench import work
 from editing_core.conventions import CLEAN, FAITHFUL
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.table import write_requests
@@ -20,7 +21,6 @@ from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import editor_row
-from editing_core.runs import work
 from tests.conftest import bit_equal, snapshot
 
 TUNE = "pocket-facts:tune"

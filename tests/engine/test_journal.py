@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 import torch
 
+from editing_core.bench.protocols import Protocol, Tools, run_benchmark
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.models.delta import Dense, LowRank, WeightDelta
-from editing_core.protocols import Protocol, Tools, run_benchmark
 from editing_core.runs.journal import FolderJournal, Unit, Within, read_unit, write_unit
 from tests.conftest import bit_equal, snapshot
 from tests.engine.conftest import EVALUATOR, plan

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from editing_core import session
+from editing_core.bench.protocols import Benchmark, Protocol, Tools, _held, _log_spaced, run_benchmark
 from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.iterative import Iterative
 from editing_core.errors import BadSetting, Cancelled
 from editing_core.evaluation.cases import STATES
 from editing_core.evaluation.metrics import summarize
 from editing_core.models.delta import WeightDelta
-from editing_core.protocols import Benchmark, Protocol, Tools, _held, _log_spaced, run_benchmark
 from editing_core.runs.journal import NoJournal
 from editing_core.session import build_editor, run_edit
 from editing_core.types import EditRequest

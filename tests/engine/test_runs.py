@@ -11,10 +11,12 @@ import time
 import pandas as pd
 import pytest
 
+from editing_core.bench.config import RunConfig
+from editing_core.bench.executors import Dispatcher, folders
+from editing_core.bench.report import SHOWN, _without_folder
+from editing_core.bench.runner import work_on
 from editing_core.cli import run
 from editing_core.errors import BadRequest, BadSetting
-from editing_core.runs.config import RunConfig
-from editing_core.runs.executors import Dispatcher, folders
 from editing_core.runs.folder import (
     CANCELLED,
     DONE,
@@ -26,8 +28,6 @@ from editing_core.runs.folder import (
     Busy,
     RunFolder,
 )
-from editing_core.runs.report import SHOWN, _without_folder
-from editing_core.runs.runner import work_on
 
 SMALL = RunConfig(limit=4, iterations=3, stop="none", settings={"steps": 8}, collapse_factor=0.0)
 LONG = RunConfig(limit=20, iterations=10, stop="none", collapse_factor=0.0)

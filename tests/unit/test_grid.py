@@ -2,10 +2,10 @@
 
 import pytest
 
+from editing_core.bench.config import RunConfig
+from editing_core.bench.grid import Grid, enter, grid_of, read_grid
 from editing_core.errors import EditingError
-from editing_core.runs.config import RunConfig
 from editing_core.runs.folder import CANCELLED, DONE, QUEUED
-from editing_core.runs.grid import Grid, enter, grid_of, read_grid
 
 TOML = """
 editors = ["memit", "pmet"]

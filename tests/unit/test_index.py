@@ -5,9 +5,9 @@ import time
 
 import pytest
 
-from editing_core.runs.config import RunConfig
+from editing_core.bench.config import RunConfig
+from editing_core.bench.index import BROKEN, FILE, Index
 from editing_core.runs.folder import DONE, HEAD, INTERRUPTED, QUEUED, RUNNING, RunFolder
-from editing_core.runs.index import BROKEN, FILE, Index
 
 
 @pytest.fixture

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from editing_core.bench.index import Index, entry_of
+from editing_core.bench.report import report
+from editing_core.bench.stored import read_finished
 from editing_core.runs.bundle import pack, unpack
 from editing_core.runs.folder import RunFolder
-from editing_core.runs.index import Index, entry_of
 from editing_core.runs.record import SCHEMA
-from editing_core.runs.report import report
-from editing_core.runs.stored import read_finished
 from editing_core.runs.tables import layout, markdown
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"

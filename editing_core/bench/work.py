@@ -11,6 +11,8 @@ from typing import Any
 
 import pandas as pd
 
+from editing_core.bench.config import RunConfig
+from editing_core.bench.protocols import Benchmark, Tools, run_benchmark
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
 from editing_core.data.table import PROBES, TEXTS
 from editing_core.data.texts import read_texts
@@ -24,8 +26,6 @@ from editing_core.evaluation.generation import generation_metrics
 from editing_core.evaluation.reference import compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.protocols import Benchmark, Tools, run_benchmark
-from editing_core.runs.config import RunConfig
 from editing_core.runs.journal import Journal
 from editing_core.session import NOTHING_KEPT
 from editing_core.types import EditRequest, Watch, ignore

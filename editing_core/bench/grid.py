@@ -26,10 +26,10 @@ from typing import Any
 
 import yaml
 
+from editing_core.bench.config import RunConfig
+from editing_core.bench.executors import folders
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.models.catalog import DEFAULT, unknown
-from editing_core.runs.config import RunConfig
-from editing_core.runs.executors import folders
 from editing_core.runs.folder import DONE, OPEN, RunFolder
 
 AXES = {"models": [DEFAULT], "editors": ["memit"], "datasets": ["pocket-facts"], "neighbors": ["off"]}

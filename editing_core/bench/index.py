@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from editing_core.bench.config import RunConfig
 from editing_core.errors import BadRequest
-from editing_core.runs.config import RunConfig
 from editing_core.runs.folder import HEAD, RUNNING, RunFolder
 
 VERSION = 1

@@ -21,16 +21,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from editing_core.benchmark_files import summary, write_probes, write_tables
+from editing_core.bench.config import RunConfig
+from editing_core.bench.files import summary, write_probes, write_tables
+from editing_core.bench.work import Work, perform
 from editing_core.errors import Cancelled, EditingError
 from editing_core.evaluation.metrics import in_order
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.config import RunConfig
 from editing_core.runs.export import write_text
 from editing_core.runs.folder import CANCELLED, DONE, FAILED, OPEN, RUNNING, UNITS, RunFolder, now
 from editing_core.runs.journal import FolderJournal, Unit
 from editing_core.runs.record import versions
-from editing_core.runs.work import Work, perform
 from editing_core.types import Step
 
 log = logging.getLogger(__name__)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from editing_core.bench.protocols import PROTOCOLS, Protocol
 from editing_core.conventions import CONVENTIONS
 from editing_core.data.datasets import FORMATS
 from editing_core.editors.assist import Assist
@@ -13,7 +14,6 @@ from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.models.language_model import DTYPES
-from editing_core.protocols import PROTOCOLS, Protocol
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 

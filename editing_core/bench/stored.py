@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from editing_core.bench.config import RunConfig
 from editing_core.errors import BadRequest, EditingError
-from editing_core.runs.config import RunConfig
 from editing_core.runs.folder import RunFolder
 from editing_core.runs.tables import Finished
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from editing_core.bench.protocols import Benchmark
 from editing_core.editors.stopping import every_rule
 from editing_core.models.language_model import LanguageModel
-from editing_core.protocols import Benchmark
 from editing_core.runs.export import write_text
 from editing_core.runs.record import SCHEMA, plain_rows, versions
 
