@@ -26,13 +26,12 @@ from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
-from editing_core.runs.journal import Journal, NoJournal
+from editing_core.runs.journal import NOTHING_KEPT, Journal
 from editing_core.runs.record import SCHEMA, EditPlan, RunResult, with_targets
 from editing_core.story import Stage, Story
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 MAX_REQUESTS = 2000
-NOTHING_KEPT = NoJournal()
 
 
 def run_edit(

@@ -8,7 +8,7 @@ import fcntl
 import os
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -86,16 +86,10 @@ class Dispatcher:
                     self._started[name] = self.executor.start(folder, place), place
         return len(going) + len(waiting)
 
-    def serve(self, over: threading.Event) -> None:
-        """Dispatch until `over` is set."""
-        while not over.wait(LOOK):
-            self.step()
-
     def drain(self) -> None:
         """Dispatch until nothing waits or goes on."""
-        pause = threading.Event()
         while self.step() or self._started:
-            pause.wait(LOOK)
+            time.sleep(LOOK)
 
     def _free_place(self) -> int:
         taken = {place for _, place in self._started.values()}

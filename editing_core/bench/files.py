@@ -1,7 +1,6 @@
 """What a benchmark leaves on disk: tables, the edit itself, and a summary with all that decided the numbers."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +12,7 @@ import pandas as pd
 from editing_core.bench.protocols import Benchmark
 from editing_core.editors.stopping import every_rule
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.export import write_text
+from editing_core.runs.export import whole, write_text
 from editing_core.runs.record import SCHEMA, plain_rows, versions
 
 OPTIONAL = ("delta.safetensors", "checkpoints.csv", "beside_paper.csv")
@@ -48,7 +47,8 @@ def write_tables(
     write_text(folder / "cases.csv", result.cases.to_csv(index=False))
     write_probes(result.probes, folder)
     if result.delta is not None:
-        result.delta.save(folder / "delta.safetensors")
+        with whole(folder / "delta.safetensors") as part:
+            result.delta.save(part)
     for name, table in (("checkpoints.csv", result.checkpoints), ("beside_paper.csv", beside)):
         if table is not None:
             write_text(folder / name, table.to_csv(index=False))
@@ -56,11 +56,10 @@ def write_tables(
 
 def write_probes(probes: pd.DataFrame, folder: Path) -> None:
     """Write probes.parquet, whole or not at all."""
-    part = folder / "probes.parquet.part"
     if probes["case_id"].map(type).nunique() > 1:  # a column of a parquet file has one type
         probes = probes.assign(case_id=probes["case_id"].map(str))
-    probes.to_parquet(part, index=False)
-    os.replace(part, folder / "probes.parquet")
+    with whole(folder / "probes.parquet") as part:
+        probes.to_parquet(part, index=False)
 
 
 def summary(result: Benchmark, lm: LanguageModel, told: Mapping[str, Any]) -> dict[str, Any]:

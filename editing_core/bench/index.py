@@ -8,7 +8,7 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class Index:
         """With the status that the lock tells."""
         if entry.status != RUNNING:
             return entry
-        return Entry(**{**vars(entry), "status": RunFolder(self.root / entry.id).standing(RUNNING)})
+        return replace(entry, status=RunFolder(self.root / entry.id).standing(RUNNING))
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -23,9 +23,9 @@ from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.journal import Journal, Unit, Within
+from editing_core.runs.journal import NOTHING_KEPT, Journal, Unit, Within
 from editing_core.runs.record import EditPlan, RunResult
-from editing_core.session import NOTHING_KEPT, finished, run_stage, set_stage
+from editing_core.session import finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
 from editing_core.story import Stage
 from editing_core.types import EditRequest, Row, Watch, ignore, noting

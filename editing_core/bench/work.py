@@ -26,8 +26,7 @@ from editing_core.evaluation.generation import generation_metrics
 from editing_core.evaluation.reference import compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.journal import Journal
-from editing_core.session import NOTHING_KEPT
+from editing_core.runs.journal import NOTHING_KEPT, Journal
 from editing_core.types import EditRequest, Watch, ignore
 
 FEW = 100  # records where a configuration does not say how many

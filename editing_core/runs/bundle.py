@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
+from editing_core.runs.export import whole
 from editing_core.runs.record import SCHEMA
 
 FORMAT = "editscope-run-1"
@@ -87,7 +88,7 @@ def pack(folder: Path, target: Path) -> None:
     sources[RUN] = told = _without_owner(run)
     if len(told) > MAX_JSON:
         raise _refusal("run.json is too large", f"at most {MAX_JSON:,} bytes can be packed", _OTHER_RUN)
-    with _beside(target) as part:
+    with whole(target) as part:
         total = _write(part, sources, zipfile.ZIP_DEFLATED)
         if total > MAX_RATIO * part.stat().st_size:  # `unpack` would take it for a bomb
             _write(part, sources, zipfile.ZIP_STORED)
@@ -126,20 +127,6 @@ def _shown(value: Any) -> str:
     """Any value on one short line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A file to write that becomes `target` at the end of the block, and vanishes when that is not reached."""
-    part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, target)
-    except OSError as error:
-        raise BadRequest(f"{target.name} could not be written ({error.strerror}); choose another place.") from error
-    finally:
-        part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import html
 import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from plotly.graph_objects import Figure
@@ -16,15 +19,27 @@ def check_folder(path: Path) -> None:
         raise BadRequest(f"{path.name} could not be written, {there.name} is no folder to write in; choose another.")
 
 
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none: written beside its place, then moved there."""
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write that becomes `path` at the end of the block, and vanishes when that is not reached.
+
+    BadRequest when it cannot be written.
+    """
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
-        part.write_text(text, encoding="utf-8")
+        yield part
         os.replace(part, path)
     except OSError as error:
         raise BadRequest(f"{path.name} could not be written ({error.strerror}); choose another place.") from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A whole text file or none."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 STYLE = (

@@ -122,10 +122,10 @@ class RunFolder:
         """Put an interrupted, cancelled or failed run back into the queue; finished pieces stay."""
         try:
             with self.held():
-                status = self.head()["status"]
-                if status in (DONE, QUEUED):
+                head = self.head()
+                if (status := head["status"]) in (DONE, QUEUED):
                     raise BadRequest(f"Run {self.id} is {status}, only one that ended early goes on; start another.")
-                if self.head().get("imported"):  # its configuration names files that are not ours to read
+                if head.get("imported"):  # its configuration names files that are not ours to read
                     raise BadRequest(f"Run {self.id} was imported, it goes on where it began; start another here.")
                 (self.path / CANCEL).unlink(missing_ok=True)
                 self.update(status=QUEUED, finished=None, error=None)
@@ -157,8 +157,8 @@ class RunFolder:
     def clean(self) -> None:
         """Take working files away that a finished run needs no more."""
         shutil.rmtree(self.path / UNITS, ignore_errors=True)
-        for name in (PROGRESS, CANCEL):
-            (self.path / name).unlink(missing_ok=True)
+        for stray in (self.path / PROGRESS, self.path / CANCEL, *self.path.glob(".*.part")):
+            stray.unlink(missing_ok=True)
 
 
 def now() -> str:

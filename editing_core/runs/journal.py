@@ -18,6 +18,7 @@ from torch import Tensor
 
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
+from editing_core.runs.export import whole
 
 FORMAT = "editscope-unit-1"
 DELTA, TENSOR = "delta|", "tensor|"
@@ -57,6 +58,9 @@ class NoJournal:
         """Nothing is kept."""
 
 
+NOTHING_KEPT = NoJournal()
+
+
 class FolderJournal:
     """One safetensors file per unit in a folder."""
 
@@ -70,13 +74,10 @@ class FolderJournal:
 
     def keep(self, name: str, unit: Unit) -> None:
         """Written beside its place, forced to the disk, then moved there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(name)
-        part = path.with_suffix(f".{os.getpid()}.part")
-        write_unit(unit, part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with whole(self._path(name)) as part:
+            write_unit(unit, part)
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
