@@ -4,7 +4,7 @@ import html
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plotly.graph_objects import Figure
@@ -33,7 +33,8 @@ def whole(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise BadRequest(f"{path.name} could not be written ({error.strerror}); choose another place.") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none where its folder could not be made
+            part.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
