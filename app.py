@@ -1,7 +1,12 @@
 """EditScope's page: assembles the parts, wires what is pressed to what happens, and serves it."""
 
+import argparse
+import logging
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,43 +14,72 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from components import header
+from components import header, progress_view, visitor
+from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
+from components.runs_tab import RunsTab
+from editing_core import paths
+from editing_core.bench.desk import Desk, Limits
+from editing_core.bench.executors import LOOK, Dispatcher, executor_of
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.errors import EditingError
 from editing_core.models.catalog import DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
+
+log = logging.getLogger(__name__)
 
 MODEL_QUEUE: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 CSS = Path(__file__).with_name("assets") / "theme.css"
 LAUNCH: dict[str, Any] = {
     "run_history": False,
     "show_error": False,
-    "max_file_size": "5mb",
     "footer_links": [],
     "css_paths": [CSS],
     "theme": gr.themes.Base(primary_hue="blue", spacing_size="sm", text_size="sm", font=["system-ui", "sans-serif"]),
 }
+# The file was named in the answer that has just arrived; the link has to be drawn before it can be followed.
+DOWNLOAD = "() => setTimeout(() => document.querySelector('#runs-file')?.click(), 300)"
+UPLOADS = {False: "512mb", True: "5mb"}  # the largest file taken, by whether the page is public
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The page and its tabs, for who wants to find widgets by name."""
+
+    page: gr.Blocks
+    edit: EditTab
+    bench: BenchTab
+    runs: RunsTab
 
 
 def build(host: ModelHost | None = None) -> gr.Blocks:
     """The whole page, on a host of models that every visitor shares."""
-    return assemble(host)[0]
+    return assemble(host).page
 
 
-def assemble(host: ModelHost | None = None) -> tuple[gr.Blocks, EditTab]:
-    """The page, and its Edit tab for who wants to find widgets by name."""
-    host, store = host or ModelHost(), CovarianceStore()
+def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
+    """The page with its tabs. desk: the stored runs, by default all of this machine's."""
+    host, desk, store = host or ModelHost(), desk or Desk(paths.runs()), CovarianceStore()
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        top = header.build()
-        tab = EditTab(host, store, top)
-        with gr.Tabs(), gr.Tab("Edit"):
-            tab.build()
-        _wire_form(page, tab)
-        _wire_edit(tab)
-        _wire_view(tab)
+        top, who = header.build(), visitor.build()
+        edit = EditTab(host, store, top)
+        bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
+        with gr.Tabs(selected="edit") as tabs:
+            with gr.Tab("Edit", id="edit") as first:
+                edit.build()
+            with gr.Tab("Benchmark", id="bench") as second:
+                bench.build()
+            with gr.Tab("Runs", id="runs") as third:
+                runs.build()
+        _wire_form(page, edit)
+        _wire_edit(edit)
+        _wire_view(edit)
+        _wire_bench(page, bench, second, [first, third])
+        _wire_runs(runs, third, [first, second])
+        _wire_case(edit, runs, tabs)
     page.queue(max_size=100)
-    return page, tab
+    return Parts(page, edit, bench, runs)
 
 
 def _outputs(tab: EditTab) -> list[Any]:
@@ -114,7 +148,14 @@ def _wire_edit(tab: EditTab) -> None:
     tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run], **own)
     tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
     read: set[Any] = {history, tab.view.log, tab.tradeoff.source, tab.header.model, tab.settings.editor}
-    history.change(tab.on_history, read, tab.shown, api_name="shown", show_progress="hidden")
+    shown = history.change(tab.on_history, read, tab.shown, api_name="shown", show_progress="hidden")
+    looked = {tab.history, *tab.view.inputs}
+    shown.then(tab.on_look, looked, _looks(tab), show_progress="hidden", api_visibility="undocumented", **MODEL_QUEUE)
+
+
+def _looks(tab: EditTab) -> list[Any]:
+    """What a closer look fills."""
+    return [tab.view.next_token, tab.view.generations]
 
 
 def _wire_view(tab: EditTab) -> None:
@@ -124,7 +165,7 @@ def _wire_view(tab: EditTab) -> None:
         moved = widget.input(
             tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"
         )
-        moved.then(tab.on_look, inputs, outputs, api_name=f"{name}_look", show_progress="hidden", **MODEL_QUEUE)
+        moved.then(tab.on_look, inputs, _looks(tab), api_name=f"{name}_look", show_progress="hidden", **MODEL_QUEUE)
 
     tab.tradeoff.source.input(
         tab.on_tradeoff,
@@ -144,6 +185,120 @@ def _wire_view(tab: EditTab) -> None:
     )
 
 
+def _wire_bench(page: gr.Blocks, bench: BenchTab, own: gr.Tab, others: list[gr.Tab]) -> None:
+    """Start, Cancel, Resume, and looks at the runs shown while the tab is."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
+    act: dict[str, Any] = {"show_progress": "hidden"}
+    said = [bench.message, bench.shown, bench.timer, bench.form.text]
+    looks = {"fn": bench.on_look, "inputs": bench.looks, "outputs": bench.following, **quiet}
+    page.load(bench.visitor.on_load, bench.visitor.key, bench.visitor.key, **quiet)
+    bench.form.dataset.input(bench.on_dataset, {bench.form.dataset}, [bench.form.own], **quiet)
+    bench.start.click(bench.on_start, bench.inputs, said, api_name="bench", **act)
+    key: set[Any] = {bench.visitor.key, bench.shown}
+    own.select(bench.on_enter, key, said, **quiet)
+    bench.cancel.click(bench.on_cancel, key, [bench.message], api_name="bench_cancel", **act).then(**looks)
+    bench.resume.click(bench.on_resume, key, [bench.message], api_name="bench_resume", **act).then(**looks)
+    for event in (bench.timer.tick, bench.shown.change):
+        event(**looks, trigger_mode="once" if event is bench.timer.tick else "always_last", concurrency_limit=4)
+    seen = {bench.visitor.key, bench.shown, *bench.view.inputs}
+    gr.on(
+        [bench.stamp.change, *(widget.input for widget in bench.view.inputs)],
+        bench.on_view,
+        seen,
+        bench.view.outputs,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    for tab in others:
+        tab.select(bench.on_leave, None, [bench.timer], **quiet)
+
+
+def _wire_runs(runs: RunsTab, own: gr.Tab, others: list[gr.Tab]) -> None:
+    """The list, what is opened from it, and what is done with that."""
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
+    act: dict[str, Any] = {"show_progress": "hidden"}
+    listing: dict[str, Any] = {"fn": runs.on_list, "inputs": runs.asking, "outputs": runs.listed, **quiet}
+    gr.on([own.select, runs.text.input, runs.status.input], trigger_mode="always_last", **listing)
+    runs.timer.tick(**listing)
+    runs.listing.select(runs.on_pick, runs.asking, [runs.opened], **quiet)
+    runs.opened.change(runs.on_open, runs.opening, runs.showing, trigger_mode="always_last", **quiet)
+    gr.on([w.input for w in runs.view.inputs], runs.on_view, runs.opening, runs.view.outputs, **quiet)
+    runs.reference.input(runs.on_reference, runs.opening, [runs.differences], **quiet)
+    gr.on(
+        [runs.cases.run.change, *(w.input for w in runs.cases.inputs[1:])],
+        runs.on_cases,
+        runs.opening,
+        runs.cases.outputs,
+        trigger_mode="always_last",
+        **quiet,
+    )
+    for name, button in runs.takes.items():
+        written = button.click(_take(runs, name), runs.opening, [runs.file, runs.message], **quiet)
+        written.success(None, None, None, js=DOWNLOAD)
+    runs.upload.upload(
+        runs.on_import, {runs.upload, *runs.asking}, [runs.message, runs.opened], api_name="runs_import", **act
+    ).then(**listing)
+    for button, handler in ((runs.cancel, runs.on_cancel), (runs.resume, runs.on_resume)):
+        button.click(handler, runs.asking, [runs.message], **quiet).then(**listing)
+    asked = [runs.confirm, runs.question, runs.message]
+    runs.delete.click(runs.on_delete, runs.asking, asked, **quiet)
+    runs.sure.click(
+        runs.on_sure, runs.asking, [*asked, runs.opened], api_name="runs_delete", show_progress="hidden"
+    ).then(**listing)
+    runs.keep.click(runs.on_keep, None, [runs.confirm], **quiet)
+    if runs.desk.public:
+        runs.reveal.click(lambda key: key, [runs.visitor.key], [runs.key], **quiet)
+        used = runs.use.click(runs.on_key, {runs.key}, [runs.visitor.key, runs.opened, runs.message], **quiet)
+        used.then(**listing)
+    for tab in others:
+        tab.select(runs.on_leave, None, [runs.timer], **quiet)
+
+
+def _take(runs: RunsTab, name: str) -> Callable[..., dict[Any, Any]]:
+    return lambda values: runs.on_take(name, values)
+
+
+def _wire_case(edit: EditTab, runs: RunsTab, tabs: gr.Tabs) -> None:
+    """A click on a stored run's case shows it in the panels of the Edit tab."""
+
+    def open_case(values: dict[Any, Any], row: gr.SelectData) -> dict[Any, Any]:
+        try:
+            run = runs.case(values, row)
+        except EditingError as error:
+            return {runs.message: progress_view.error_html(str(error))}
+        return {**edit.show_case(values, run), tabs: gr.Tabs(selected="edit")}
+
+    outputs = [*edit.case, tabs, runs.message]
+    read = {*runs.opening, edit.header.model, edit.history}
+    opened = runs.cases.table.select(open_case, read, outputs, show_progress="hidden", api_visibility="undocumented")
+    opened.then(None, None, None, js="() => window.scrollTo(0, 0)")
+
+
+def serve_queue(dispatcher: Dispatcher) -> Callable[[], None]:
+    """Start what waits in the queue of stored runs, in a thread, until the function given back is called."""
+    over = threading.Event()
+
+    def serve() -> None:
+        pause = 0.0
+        while not over.wait(pause):
+            started = time.perf_counter()
+            try:
+                dispatcher.step()
+            except Exception:
+                log.exception("the queue of runs could not be worked off")
+            # Among thousands of runs a look takes longer; nine tenths of the time are the page's in any case.
+            pause = max(LOOK, 9 * (time.perf_counter() - started))
+
+    thread = threading.Thread(target=serve, name="queue", daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        over.set()
+        thread.join()
+
+    return stop
+
+
 def warm(host: ModelHost, store: CovarianceStore) -> None:
     """Load the bundled model and measure its statistics, so that the first edit is fast."""
     lm, corpus, row = host.get(DEFAULT), Corpus.bundled(DEFAULT), editor_row("memit")
@@ -151,13 +306,24 @@ def warm(host: ModelHost, store: CovarianceStore) -> None:
         store.collect(lm, list(row.layers(row.preset(DEFAULT).settings)), corpus)
 
 
+def options() -> argparse.Namespace:
+    """What the page is started with."""
+    parser = argparse.ArgumentParser(description="EditScope: edit facts in a language model and see what else changed.")
+    parser.add_argument("--public", action="store_true", help="visitors see their own runs only, within limits")
+    parser.add_argument("--executor", default="local", help="what does full-scale runs: local or ray[:ADDRESS]")
+    parser.add_argument("--root", type=Path, default=paths.runs(), help="where full-scale runs are kept")
+    return parser.parse_args()
+
+
 def main() -> None:
     """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
-    page, tab = assemble()
-    tab.jobs.thread.call(lambda: warm(tab.host, CovarianceStore()))
+    given = options()
+    parts = assemble(desk=Desk(given.root, Limits() if given.public else None))
+    serve_queue(Dispatcher(given.root, executor_of(given.executor)))
+    parts.edit.jobs.thread.call(lambda: warm(parts.edit.host, CovarianceStore()))
     name = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))
-    page.launch(server_name=name, server_port=port, **LAUNCH)
+    parts.page.launch(server_name=name, server_port=port, max_file_size=UPLOADS[given.public], **LAUNCH)
 
 
 if __name__ == "__main__":

@@ -101,7 +101,13 @@ def _field(label: str, placeholder: str, name: str, scale: int) -> gr.Textbox:
 
 def _build_probes() -> dict[str, Any]:
     """The folded tables of paraphrases and neighbors."""
-    common: dict[str, Any] = {"type": "array", "row_count": 1, "interactive": True, "wrap": True}
+    common: dict[str, Any] = {
+        "type": "array",
+        "row_count": 1,
+        "interactive": True,
+        "wrap": True,
+        "elem_classes": "es-list",
+    }
     with gr.Accordion("Paraphrases and neighbors", open=False, elem_id="probes"):
         paraphrases = gr.Dataframe(
             headers=["paraphrase"],
@@ -130,19 +136,30 @@ def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
     first, rest = chosen.requests[0], chosen.requests[1:]
     listed = "".join(f"<li>{escape(r.full_prompt)} → <b>{escape(r.target_new)}</b></li>" for r in rest[:50])
     return {
+        **show_request(form, first),
         form.story: hint_html(chosen.story),
-        form.subject: first.subject,
-        form.prompt: first.prompt,
-        form.old: first.target_true or "",
-        form.new: first.target_new,
         form.companions: f"<ul class='es-companions'>{listed}</ul>" if rest else "",
         form.together: gr.Checkbox(
             value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"
         ),
-        form.paraphrases: [[p] for p in first.paraphrases] or [[""]],
-        form.neighbors: neighbor_rows(first.neighbors),
-        form.standing: "",
         form.example: chosen.name,
+    }
+
+
+def show_request(form: EditForm, request: EditRequest) -> dict[Any, Any]:
+    """The form filled with one fact, which belongs to no example."""
+    return {
+        form.story: "",
+        form.subject: request.subject,
+        form.prompt: request.prompt,
+        form.old: request.target_true or "",
+        form.new: request.target_new,
+        form.companions: "",
+        form.together: gr.Checkbox(value=False, visible=False),
+        form.paraphrases: [[p] for p in request.paraphrases] or [[""]],
+        form.neighbors: neighbor_rows((*request.edit_neighbors, *request.neighbors)),
+        form.standing: "",
+        form.example: "",
         form.filled: "",
     }
 

@@ -23,7 +23,7 @@ from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
-from editing_core.runs.record import EditPlan
+from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import look, run_edit
 from editing_core.types import EditRequest, Watch
 
@@ -219,11 +219,33 @@ class EditTab:
         shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
         return {**shown, **own, **self._readiness(values)}
 
+    def show_case(self, values: Values, run: RunResult) -> Shown:
+        """A case of a stored run: its story in the panels, and the fact in the form to be edited by itself."""
+        self.runs.add(StoredRun(run))
+        model = run.model if run.model in CATALOG else values[self.header.model]
+        return {
+            **edit_form.show_request(self.form, run.requests[0]),
+            **settings_form.show_plan(self.settings, run.plan, model),
+            self.header.model: model,
+            self.progress.message: "",
+            self.progress.line: progress_view.idle_html("A case of a stored run is shown; Edit edits it by itself."),
+            self.history: [*values[self.history], run.id][-20:],
+            self.undo: gr.Button(interactive=True),
+        }
+
+    @property
+    def case(self) -> list[Any]:
+        """What `show_case` changes."""
+        form = [*self.form.inputs, self.form.story, self.form.companions, self.form.standing, self.form.filled]
+        plan = [*self.settings.inputs, *self.settings.followers]
+        progress = [self.progress.message, self.progress.line]
+        return [*dict.fromkeys([*form, *plan, *progress, self.header.model, self.history, self.undo])]
+
     def on_view(self, values: Values) -> Shown:
         """The slider, the fact selector or the scale moved: redraw from the kept run."""
         stored = self._current(values)
         if stored is None:
-            return {self.progress.message: progress_view.error_html(GONE)} if values[self.history] else {}
+            return {self.progress.message: progress_view.error_html(GONE) if values[self.history] else ""}
         place, k = result_view.read_place(values, self.view, stored)
         cases = result_view.read_cases(values, self.view)
         return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]), cases)
@@ -232,7 +254,7 @@ class EditTab:
         """The case list was narrowed or ordered anew."""
         stored = self._current(values)
         if stored is None:
-            return {}
+            return {self.progress.message: ""}
         _, k = result_view.read_place(values, self.view, stored)
         return {self.view.cases: result_view.read_cases(values, self.view).html(stored.run, k)}
 
@@ -254,9 +276,16 @@ class EditTab:
         if stored is None:
             return
         place, k = result_view.read_place(values, self.view, stored)
-        if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is None:
+        if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is not None:
+            return
+        if not self.host.is_loaded(stored.run.model):
+            yield result_view.show_no_looks(self.view, "Load the model of this run to see what it writes.")
+            return
+        try:
             self.jobs.thread.call(lambda: self.look_at(stored, place, k))
             yield result_view.show_looks(self.view, stored, place, k)
+        except EditingError as error:
+            yield result_view.show_no_looks(self.view, str(error))
 
     def look_at(self, stored: StoredRun, place: int, k: int) -> None:
         """Take the looks before and after iteration k that are still missing."""

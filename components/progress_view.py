@@ -8,16 +8,8 @@ from typing import Any
 import gradio as gr
 
 from editing_core import charts
+from editing_core.bench.progress import fraction, remaining, words
 from editing_core.types import Step
-
-WORDS = {
-    "statistics": "Measuring key statistics",
-    "measure": "Measuring the unedited model",
-    "optimise": "Optimising the target state",
-    "spread": "Spreading the change over layers",
-    "iteration": "Measuring the edited model",
-}
-SHARES = {"optimise": (0.0, 0.8), "spread": (0.8, 0.1), "iteration": (1.0, 0.0)}  # start and size within a round
 
 
 @dataclass(frozen=True)
@@ -60,22 +52,14 @@ class Progress:
         """Take steps in; True when the live chart changed."""
         changed = False
         for step in steps:
-            of = f" {step.done}/{step.total}" if step.total > 1 and step.stage != "iteration" else ""
-            where = f"Iteration {step.round}/{self.iterations}: " if step.round else ""
-            self.text = f"{where}{WORDS.get(step.stage, step.stage)}{of}"
+            self.text = words(step, self.iterations)
             if step.round != self.round:
                 self.round, self.history = step.round, []
             if step.stage == "optimise" and step.terms:
                 self.history.append(step.terms)
                 changed = True
-            self.fraction = max(self.fraction, self._fraction(step))
+            self.fraction = max(self.fraction, fraction(step, self.iterations))
         return changed
-
-    def _fraction(self, step: Step) -> float:
-        if not step.round:
-            return 0.0
-        start, size = SHARES.get(step.stage, (0.0, 0.0))
-        return (step.round - 1 + start + size * step.done / max(1, step.total)) / self.iterations
 
 
 def show(view: ProgressView, progress: Progress, seconds: float, redraw: bool) -> dict[Any, Any]:
@@ -89,7 +73,8 @@ def show(view: ProgressView, progress: Progress, seconds: float, redraw: bool) -
 
 def progress_html(progress: Progress, seconds: float) -> str:
     """Step, bar, elapsed and remaining; remaining is a guess that assumes all iterations are used."""
-    left = f", at most about {seconds / progress.fraction - seconds:.0f} s left" if progress.fraction > 0.05 else ""
+    rest = remaining(progress.fraction, seconds)
+    left = "" if rest is None else f", at most about {rest:.0f} s left"
     width = 100 * progress.fraction
     return (
         f"<div class='es-progress' role='status'>{escape(progress.text)} · {seconds:.1f} s{left}"

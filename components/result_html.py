@@ -119,25 +119,29 @@ def rules_html(run: RunResult) -> str:
     return f"<div class='es-hint'>Result: k = {run.chosen}. Every rule's choice: {escape('; '.join(found))}.</div>"
 
 
-def paper_html(run: RunResult) -> str:
-    """The published rows for the same model, editor and assistance, or that there are none."""
-    plan = run.plan
-    rows = beside(run.model, plan.editor, "counterfact", plan.assist.neighbors)
-    named = escape(f"{plan.editor} {plan.assist.name}".strip())
+def run_paper_html(run: RunResult) -> str:
+    """The published rows for the run's model, editor and assistance on CounterFact, or that there are none."""
+    assist = run.plan.assist.name or "off"
+    named = escape(f"{run.model} with {run.plan.editor} {run.plan.assist.name}".strip())
+    missing = f"<div class='es-hint'>The paper (arXiv:2503.11895) has no rows for {named}.</div>"
+    return paper_html(run.model, run.plan.editor, assist, "counterfact") or missing
+
+
+def paper_html(model: str, editor: str, assist: str, dataset: str) -> str:
+    """The published rows for a model, editor, assistance ("off", "NA" or "NAP") and data set; "" if there are none."""
+    rows = beside(model, editor, dataset, assist.lower())
     if rows.empty:
-        return (
-            f"<div class='es-hint'>The paper (arXiv:2503.11895) has no rows for {escape(run.model)} with {named}.</div>"
-        )
+        return ""
     shown = ["k", *(c for c in rows if c.endswith(("_accuracy", "_success", "_ppl")))]
     head = "".join(_head(column) for column in shown)
     body = "".join(
         "<tr>" + "".join(f"<td>{cell(column, row[column])}</td>" for column in shown) + "</tr>"
         for row in rows.to_dict("records")
     )
-    count = int(rows["n_edits"].max())
+    named = escape(f"{model} with {editor}" + (f" + {assist}" if assist != "off" else ""))
     return (
-        f"<details class='es-proof'><summary>The paper's rows for {escape(run.model)} with {named}: {count:,} "
-        f"CounterFact edits at once (arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
+        f"<details class='es-proof'><summary>The paper's rows for {named}: {int(rows['n_edits'].max()):,} edits of "
+        f"{escape(dataset)} at once (arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
         f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div></details>"
     )
 

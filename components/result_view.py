@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -148,6 +149,7 @@ def show_run(view: ResultView, stored: StoredRun, files: tuple[str, str], log: b
         view.state: "",
         view.text: "",
         view.order: "",
+        **show_no_looks(view, "One moment."),
         **show_at(view, stored, 0, run.chosen, log),
     }
 
@@ -190,7 +192,7 @@ def show_at(
         view.drift: charts.neighbor_drift(run, case_id, k),
         view.metrics: charts.metrics(run, k),
         view.loss: charts.loss(history, f"Loss terms in iteration {k}", charts.HEIGHT),
-        view.table: html.table_html(run, k) + html.rules_html(run) + html.paper_html(run),
+        view.table: html.table_html(run, k) + html.rules_html(run) + html.run_paper_html(run),
         view.cases: (cases or CaseChoice()).html(run, k),
         **show_looks(view, stored, place, k),
     }
@@ -205,6 +207,14 @@ def show_looks(view: ResultView, stored: StoredRun, place: int, k: int) -> dict[
     return {
         view.next_token: charts.next_token(*looks, request.target_new, request.target_true or ""),
         view.generations: html.generations_html(*looks, k),
+    }
+
+
+def show_no_looks(view: ResultView, reason: str) -> dict[Any, Any]:
+    """Why there are no next tokens and generations."""
+    return {
+        view.next_token: charts.empty("Next token, top 10", reason),
+        view.generations: f"<div class='es-hint'>{escape(reason)}</div>",
     }
 
 

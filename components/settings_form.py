@@ -135,6 +135,23 @@ def show_preset(
     return shown
 
 
+def show_plan(form: SettingsForm, plan: EditPlan, model: str) -> dict[Any, Any]:
+    """The form as it would ask for a plan; conventions that are no set of their own show as the clean ones."""
+    conventions = next((name for name, found in CONVENTIONS.items() if found == plan.conventions), "clean")
+    settings = {f.name: getattr(plan.settings, f.name) for f in fields(plan.settings)}
+    return {
+        **show_preset(form, plan.editor, model, conventions, settings),
+        form.editor: plan.editor,
+        form.iterations: plan.stop.iterations,
+        form.stop: plan.stop.stop,
+        form.tolerance: plan.stop.tolerance,
+        form.collapse_factor: plan.stop.collapse_factor,
+        form.seed: plan.seed,
+        form.conventions: conventions,
+        **show_assist(form, {f.name: getattr(plan.assist, f.name) for f in fields(plan.assist)}),
+    }
+
+
 def show_assist(form: SettingsForm, changes: Mapping[str, Any]) -> dict[Any, Any]:
     """The widgets of neighbor assistance as an example wants them."""
     assist = Assist().changed(changes)

@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     bench = commands.add_parser("bench", help="edit records of a data set and write tables")
     bench.add_argument("--config", type=Path, metavar="FILE", help="a grid of stored runs, TOML or YAML, instead")
     bench.add_argument("--root", type=Path, default=paths.runs(), help="where stored runs are kept")
+    bench.add_argument("--executor", default="local", help="of stored runs: local, ray, or ray:ADDRESS of a cluster")
     _add_records(bench, required=False)
     bench.add_argument("--protocol", choices=PROTOCOLS, default="batch")
     bench.add_argument("--chunk", type=int, default=1, metavar="B", help="records per chunk, sequential only")
@@ -85,7 +86,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _bench(options: argparse.Namespace) -> None:
     if options.config:
-        return run_grid(options.config, options.root)
+        return run_grid(options.config, options.root, options.executor)
     missing = [f"--{name}" for name in ("dataset", "out") if getattr(options, name) is None]
     if missing:
         raise BadRequest(f"The following arguments are required: {', '.join(missing)}; see 'editscope bench --help'.")

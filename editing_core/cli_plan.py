@@ -1,6 +1,7 @@
 """Options every command shares: which model, which editor, how long, who assists, how it is measured."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -106,10 +107,15 @@ def load_model(name: str, dtype: str = "float32") -> LanguageModel:
 
 
 def progress(step: Step) -> None:
-    """One line on a terminal, overwritten by the next."""
+    """A step as the status line."""
+    terms = "  ".join(f"{name} {value:.3g}" for name, value in step.terms.items())
+    show_line(f"iteration {step.round}  {step.stage} {step.done}/{step.total}  {step.note}  {terms}")
+
+
+def show_line(text: str) -> None:
+    """One line on a terminal, cut to its width, overwritten by the next."""
     if sys.stderr.isatty():
-        terms = "  ".join(f"{name} {value:.3g}" for name, value in step.terms.items())
-        sys.stderr.write(f"\r\x1b[Kiteration {step.round}  {step.stage} {step.done}/{step.total}  {step.note}  {terms}")
+        sys.stderr.write(f"\r\x1b[K{text[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
 
 

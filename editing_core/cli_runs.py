@@ -5,23 +5,25 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from editing_core import cli_plan, paths
 from editing_core.bench.config import RunConfig
-from editing_core.bench.executors import LOOK, Dispatcher, LocalProcesses, folders
+from editing_core.bench.executors import LOOK, Dispatcher, executor_of, folders
 from editing_core.bench.grid import enter, read_grid
 from editing_core.bench.index import Index
+from editing_core.bench.progress import Tracker
 from editing_core.bench.report import report
 from editing_core.bench.runner import work_on
-from editing_core.bench.stored import read_all, read_finished
+from editing_core.bench.stored import import_run, read_all, read_finished
+from editing_core.cli_plan import end_progress, show_line
 from editing_core.errors import BadRequest
-from editing_core.runs.bundle import pack, unpack
+from editing_core.runs.bundle import pack
 from editing_core.runs.export import write_text
-from editing_core.runs.folder import ENDED, QUEUED, RUNNING, RunFolder
-from editing_core.runs.record import new_id
+from editing_core.runs.folder import ENDED, OPEN, QUEUED, RUNNING, Busy, RunFolder
 from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
 
 NONE_YET = "There are no runs yet; start one with 'editscope bench --config FILE'."
@@ -36,7 +38,8 @@ def add(commands: Any) -> None:
     listing.add_argument("--find", default="", metavar="WORDS", help="words that stand in name, id or error")
     listing.add_argument("--status", choices=(QUEUED, RUNNING, *ENDED), default="")
     _rooted(listing, _list)
-    _add(actions, "show", _show, "what a run was asked, and how far it is")
+    shown = _add(actions, "show", _show, "what a run was asked, and how far it is")
+    shown.add_argument("--follow", action="store_true", help="wait for its end, with its progress on a terminal")
     _add(actions, "cancel", _cancel, "stop a run; what it finished stays")
     _add(actions, "resume", _resume, "put a run that ended early back into the queue")
     _add(actions, "delete", _delete, "remove a run for good")
@@ -87,11 +90,16 @@ def _list(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace) -> None:
-    folder = _folder(options)
-    head, progress = folder.head(), folder.progress()
-    print(f"{folder.id}: {folder.standing(head['status'])}, {RunConfig.of(head['config']).name}")
-    if progress:
-        print(f"iteration {progress['round']}, {progress['stage']} {progress['done']}/{progress['total']}")
+    folder, tracker = _folder(options), Tracker()
+    while options.follow and folder.status in OPEN:
+        show_line(" · ".join(tracker.look(folder).pieces))
+        time.sleep(LOOK)
+    end_progress()
+    head = folder.head()
+    status = folder.standing(head["status"])
+    print(f"{folder.id}: {status}, {RunConfig.of(head['config']).name}")
+    if status == RUNNING:
+        print(" · ".join(tracker.look(folder).pieces))
     if head.get("error"):
         print(head["error"])
     if head.get("result"):
@@ -131,27 +139,26 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _import(options: argparse.Namespace) -> None:
-    print(unpack(options.file, options.root, new_id()).name)
+    print(import_run(options.file, options.root).id)
 
 
-def run_grid(file: Path, root: Path) -> None:
-    """Do all cells of a grid, in worker processes, and print their table."""
-    runs = enter(read_grid(file), root)
-    dispatcher = Dispatcher(root, LocalProcesses())
-    told: set[str] = set()
-    try:
-        while len(told) < len(runs):
-            dispatcher.step()
-            for folder in runs:
-                if folder.id not in told and folder.status in ENDED:
-                    told.add(folder.id)
-                    head = folder.head()
-                    named = RunConfig.of(head["config"]).name
-                    print(f"{folder.id}  {folder.status}  {named}  {head.get('error', '')}".rstrip(), flush=True)
-            time.sleep(LOOK)
-    except KeyboardInterrupt:
-        sys.stderr.write("Interrupted; what was started goes on, the rest waits: see 'editscope runs list'.\n")
-        sys.exit(130)
+def run_grid(file: Path, root: Path, executor: str = "local") -> None:
+    """Do all cells of a grid on an executor, and print their table."""
+    grid = read_grid(file)
+    with closing(executor_of(executor)) as chosen, Dispatcher(root, chosen) as dispatcher:
+        if executor != "local" and not dispatcher.leads:
+            raise BadRequest(
+                f"Another process already starts the runs of {root}, so these would not get to {executor}; "
+                "end it, or choose another folder with --root."
+            )
+        runs = enter(grid, root)
+        try:
+            _attend(runs, dispatcher)
+        except KeyboardInterrupt:
+            sys.stderr.write(
+                "Interrupted; 'editscope runs list' tells what goes on, what waits and what was stopped.\n"
+            )
+            sys.exit(130)
     finished, problems = read_all(runs)
     for problem in problems:
         print(problem)
@@ -159,8 +166,39 @@ def run_grid(file: Path, root: Path) -> None:
         print(f"\n{markdown(layout(finished))}")
 
 
-def _work(options: argparse.Namespace) -> None:
+def _attend(runs: Sequence[RunFolder], dispatcher: Dispatcher) -> None:
+    """Dispatch until the runs have ended; prints each one's end, and on a terminal how far they are."""
+    left, tracker = list(runs), Tracker()
+    while left:
+        dispatcher.step()
+        standing = {folder: folder.status for folder in left}
+        for folder in [f for f, status in standing.items() if status in ENDED and not dispatcher.minds(f)]:
+            left.remove(folder)
+            head = folder.head()
+            named = RunConfig.of(head["config"]).name
+            end_progress()
+            print(f"{folder.id}  {folder.status}  {named}  {head.get('error', '')}".rstrip(), flush=True)
+        told = [_told(folder, tracker) for folder, status in standing.items() if status == RUNNING]
+        show_line(" | ".join((f"{len(runs) - len(left)} of {len(runs)} runs ended", *told)))
+        time.sleep(LOOK)
+    end_progress()
+
+
+def _told(folder: RunFolder, tracker: Tracker) -> str:
+    """A run's name and how far it is."""
+    return " · ".join((RunConfig.of(folder.head()["config"]).name, *tracker.look(folder).pieces))
+
+
+def work(folder: RunFolder) -> None:
+    """Do a run in this process, telling standard error; nothing is done where another process is at it."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(message)s", force=True)
-    work_on(_folder(options), cli_plan.load_model)
+    try:
+        work_on(folder, cli_plan.load_model)
+    except Busy:
+        logging.warning("Another process works on run %s.", folder.id)
     logging.shutdown()
+
+
+def _work(options: argparse.Namespace) -> None:
+    work(_folder(options))
     os._exit(0)  # all is on disk; taking the libraries down would only keep the next run waiting

@@ -29,3 +29,8 @@ def statistics() -> Path:
 def runs() -> Path:
     """Benchmark runs, one folder each."""
     return home() / "runs"
+
+
+def uploads() -> Path:
+    """Files with records that were given to the page and belong to runs."""
+    return home() / "uploads"

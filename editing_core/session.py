@@ -136,20 +136,23 @@ def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPla
             f"This run was saved with schema {str(record['schema'])[:20]}, this version reads {SCHEMA}; edit again."
         )
     try:
-        row = editor_row(record["editor"])
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
-        plan = EditPlan(
-            row.name,
-            row.settings_class().changed(values),
-            StopSettings(**record["stop"]),
-            record["seed"],
-            Assist(**record["assist"]),
-            Conventions(**record["conventions"]),
-        )
-        requests = tuple(_request_of(r) for r in record["requests"])
+        return tuple(_request_of(r) for r in record["requests"]), plan_of(record)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadRequest(f"This is no run saved by EditScope ({error}); choose a file written with --json.") from error
-    return requests, plan
+
+
+def plan_of(record: Mapping[str, Any]) -> EditPlan:
+    """A plan from plain values; KeyError, TypeError, AttributeError or an EditingError where they are none."""
+    row = editor_row(record["editor"])
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+    return EditPlan(
+        row.name,
+        row.settings_class().changed(values),
+        StopSettings(**record["stop"]),
+        record["seed"],
+        Assist(**record["assist"]),
+        Conventions(**record["conventions"]),
+    )
 
 
 def _request_of(row: Mapping[str, Any]) -> EditRequest:

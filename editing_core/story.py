@@ -111,8 +111,8 @@ class Story:
     def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
         """Measure the model with an edit on."""
         with self._clock(), delta.applied(self.lm.model):
-            probes = self.lm.fitting(lambda: self.stage.evaluator.score(self.lm, self.requests))
-            collapse = self.lm.fitting(lambda: self.stage.evaluator.collapse(self.lm))
+            probes = self.stage.evaluator.score(self.lm, self.requests)
+            collapse = self.stage.evaluator.collapse(self.lm)
         before = self.probes[0] if self.probes else probes
         metrics = summarize(probes, before, k, self.stage.evaluator.conventions)
         self.iterations.append({"k": k, **metrics, **columns, "collapse_ppl": collapse})

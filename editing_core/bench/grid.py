@@ -16,6 +16,7 @@
 TOML or YAML. A cell that is done is not done again, one that ended early goes on.
 """
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -88,24 +89,34 @@ def _trials(given: Any, cells: int) -> int:
     return given
 
 
-def enter(grid: Grid, root: Path) -> list[RunFolder]:
-    """The run of every cell: one that is there already, put back into the queue if it ended early, or a new one."""
-    there = dict(_by_key(root))
+def enter(grid: Grid, root: Path, owner: str = "") -> list[RunFolder]:
+    """The run of every cell: one that is there already, put back into the queue if it ended early, or a new one.
+
+    owner: as in `RunFolder.create`; only that owner's runs are there already.
+    """
     found = []
-    for cell in grid.cells:
-        folder = there.get(cell.key) or RunFolder.create(root, cell.to_json())
+    for cell, folder in there(grid, root, owner):
+        folder = folder or RunFolder.create(root, cell.to_json(), owner)
         if folder.status not in (*OPEN, DONE):
             folder.queue()
         found.append(folder)
     return found
 
 
-def _by_key(root: Path) -> Iterator[tuple[str, RunFolder]]:
-    """Every readable run by what it was asked to do; of equal ones a finished one counts."""
+def there(grid: Grid, root: Path, owner: str = "") -> list[tuple[RunConfig, RunFolder | None]]:
+    """Every cell with its run, where it has one already."""
+    known = dict(_by_key(root, owner))
+    return [(cell, known.get(cell.key)) for cell in grid.cells]
+
+
+def _by_key(root: Path, owner: str) -> Iterator[tuple[str, RunFolder]]:
+    """Every readable run of an owner by what it was asked to do; of equal ones a finished one counts."""
     entries = []
     for folder in folders(root):
         try:
-            entries.append((RunConfig.of(folder.head()["config"]).key, folder, folder.status == DONE))
+            head = folder.head()
+            if head.get("owner", "") == owner and not head.get("imported"):
+                entries.append((RunConfig.of(head["config"]).key, folder, folder.status == DONE))
         except (BadRequest, BadSetting, KeyError):
             continue
     for key, folder, _ in sorted(entries, key=lambda entry: entry[2]):
@@ -126,6 +137,27 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(values, dict):
         raise BadRequest(f"{path.name} holds no keys; see the documentation for what a grid looks like.")
     return values
+
+
+def as_toml(values: Mapping[str, Any]) -> str:
+    """A grid's content as the text of a TOML file; `read_grid` gives the same grid."""
+    plain = {name: value for name, value in values.items() if not isinstance(value, Mapping)}
+    tables = {name: value for name, value in values.items() if isinstance(value, Mapping)}
+    lines = [f"{name} = {_toml(value)}" for name, value in plain.items()]
+    for name, table in tables.items():
+        nested = name == "editor"  # one table per editor
+        for title, entries in ((f"{name}.{key}", own) for key, own in table.items()) if nested else ((name, table),):
+            lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in entries.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: Any) -> str:
+    """A value; JSON's texts, numbers and truth values are TOML's."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {_toml(entry)}' for key, entry in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)
 
 
 def _axis(name: str, given: Any) -> Sequence[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from editing_core.bench.config import RunConfig
 from editing_core.errors import BadRequest
-from editing_core.runs.folder import HEAD, RUNNING, RunFolder
+from editing_core.runs.folder import HEAD, OPEN, RUNNING, RunFolder
 
 VERSION = 1
 FILE = ".index.sqlite"
@@ -67,6 +67,12 @@ class Index:
         with self._open() as base:
             found = [self._standing(Entry(*row)) for row in base.execute(query, values)]
         return [entry for entry in found if not status or entry.status == status][:most]
+
+    def open(self) -> list[str]:
+        """Ids of the runs that say they wait or go on."""
+        self.refresh()
+        with self._open() as base:
+            return [name for (name,) in base.execute("SELECT id FROM runs WHERE status IN (?, ?)", OPEN)]
 
     def refresh(self) -> None:
         """Bring the rows up to what the folders say."""

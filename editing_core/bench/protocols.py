@@ -10,7 +10,7 @@ Definitions: MEMIT (arXiv:2210.07229), AlphaEdit (arXiv:2410.02355), Yao et al. 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -94,9 +94,17 @@ class Benchmark:
         return int((first["hit_true"] >= 1.0).sum())
 
 
+Begun = Callable[[Stage], None]
+"""Told once everything is final that is edited and measured, before the first of that is done."""
+
+
+def unheard(_stage: Stage) -> None:
+    """The Begun of someone who does not listen."""
+
+
 @dataclass(frozen=True, eq=False)
 class Tools:
-    """What a benchmark works with: statistics, how it measures, and where finished pieces are kept.
+    """What a benchmark works with: statistics, how it measures, where finished pieces are kept, who hears of its start.
 
     What the journal holds already, iterations or chunks, is not done again.
     """
@@ -104,6 +112,7 @@ class Tools:
     store: CovarianceStore = field(default_factory=CovarianceStore)
     evaluator: Evaluator = field(default_factory=Evaluator)
     journal: Journal = NOTHING_KEPT
+    begun: Begun = unheard
 
 
 def run_benchmark(
@@ -120,6 +129,7 @@ def run_benchmark(
     with lm.lock:
         started = time.perf_counter()
         stage = set_stage(lm, requests, plan, tools.store, watch, tools.evaluator)
+        tools.begun(stage)
         result = run(stage, plan, protocol, watch, tools.journal)
         return replace(result, seconds=time.perf_counter() - started)
 

@@ -6,6 +6,7 @@ It holds the run's lock while it lives, publishes how far it is, keeps every fin
 two seconds when it is asked to. Killed at any moment it leaves a run that goes on to the same numbers.
 """
 
+import json
 import logging
 import os
 import resource
@@ -13,8 +14,9 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +24,18 @@ import pandas as pd
 import torch
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.files import summary, write_probes, write_tables
+from editing_core.bench.files import summary, write_probes, write_records, write_rounds, write_tables
 from editing_core.bench.work import Work, perform
-from editing_core.errors import Cancelled, EditingError
+from editing_core.errors import BadRequest, Cancelled, EditingError
+from editing_core.evaluation.cases import underedit_counts
 from editing_core.evaluation.metrics import in_order
+from editing_core.models.delta import Proof
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.export import write_text
 from editing_core.runs.folder import CANCELLED, DONE, FAILED, OPEN, RUNNING, UNITS, RunFolder, now
 from editing_core.runs.journal import FolderJournal, Unit
-from editing_core.runs.record import versions
+from editing_core.runs.record import Rounds, versions
+from editing_core.story import Stage
 from editing_core.types import Step
 
 log = logging.getLogger(__name__)
@@ -57,10 +62,10 @@ class LiveJournal(FolderJournal):
         return unit
 
     def keep(self, name: str, unit: Unit) -> None:
-        """Keep a unit; with an iteration the tables grow."""
-        super().keep(name, unit)
+        """Keep a unit; with an iteration the tables grow, and before, so that a stop in between loses no row."""
         if self._take(name, unit):
             self._write()
+        super().keep(name, unit)
 
     def _take(self, name: str, unit: Unit) -> bool:
         chapter = name.startswith("iteration-")
@@ -70,11 +75,27 @@ class LiveJournal(FolderJournal):
 
     def _write(self) -> None:
         units, place = list(self._chapters.values()), self.folder.parent
-        rows = in_order(pd.DataFrame([unit.facts["row"] for unit in units]))
-        cases = pd.DataFrame([row for unit in units for row in unit.facts["cases"]])
+        rows = pd.DataFrame([unit.facts["row"] for unit in units])
+        cases = pd.DataFrame([row for unit in units for row in unit.facts["cases"]] or {"k": []})
+        if len(cases):
+            rows = rows.merge(underedit_counts(cases), on="k", how="left")
         write_probes(pd.concat([unit.tables["probes"] for unit in units], ignore_index=True), place)
         write_text(place / "cases.csv", cases.to_csv(index=False))
-        write_text(place / "iterations.csv", rows.to_csv(index=False))
+        write_rounds(rounds_of([unit.facts for unit in units]), place)
+        # The last, because readers begin with it: what it has a row for stands in the others already.
+        write_text(place / "iterations.csv", in_order(rows).to_csv(index=False))
+
+
+def rounds_of(chapters: Sequence[Mapping[str, Any]]) -> Rounds:
+    """From the facts of the units of finished iterations, that of the unedited model first."""
+    edited, last = chapters[1:], chapters[-1]
+    return Rounds(
+        histories=tuple(tuple(facts["history"]) for facts in edited),
+        proofs=tuple(tuple(Proof(**row) for row in facts["proofs"]) for facts in edited),
+        notes=tuple(dict.fromkeys(note for facts in edited for note in facts["notes"])),
+        seconds=last["elapsed"],
+        edit_seconds=last["elapsed"] - last["seconds"],
+    )
 
 
 class Teller:
@@ -109,16 +130,19 @@ def work_on(folder: RunFolder, load: Load) -> str:
         folder.update(status=RUNNING, started=now(), versions=versions(), commit=commit(), error=None)
         try:
             config = RunConfig.of(head["config"])
+            _agree(folder, head, config)
             with leaving(folder):
                 done = perform(
                     config,
                     lambda: load(config.model, config.dtype),
                     Teller(folder),
                     LiveJournal(folder.path / UNITS),
+                    lambda stage: _keep(folder, stage),
                 )
             _finish(folder, done)
         except Cancelled:
-            _end(folder, CANCELLED)
+            if folder.cancel_wanted:  # otherwise nobody meant this run: its machine goes down, and it is interrupted
+                _end(folder, CANCELLED)
         except EditingError as error:
             _end(folder, FAILED, str(error))
         except Exception:
@@ -127,9 +151,25 @@ def work_on(folder: RunFolder, load: Load) -> str:
         return str(folder.head()["status"])
 
 
+def _agree(folder: RunFolder, head: Mapping[str, Any], config: RunConfig) -> None:
+    """Write the whole plan into run.json; BadRequest where a run would go on with another than it began with."""
+    plan = json.loads(json.dumps(asdict(config.plan)))
+    if (folder.path / UNITS).is_dir() and head.get("plan", plan) != plan:
+        raise BadRequest("The presets have changed since this run began, so it cannot go on; delete it, start another.")
+    folder.update(plan=plan)
+
+
+def _keep(folder: RunFolder, stage: Stage) -> None:
+    """Keep what a run is about, so that it can be read however the run ends."""
+    write_records(stage.requests, folder.path)
+    folder.update(revision=stage.lm.revision, contexts=list(stage.editor.objective.contexts.templates))
+
+
 def _finish(folder: RunFolder, done: Work) -> None:
     """Write the result, then say that the run is done: who sees that finds all files."""
     write_tables(done.result, folder.path, done.lm, done.told, done.beside)
+    if done.result.run is not None:
+        write_rounds(done.result.run.rounds, folder.path)
     result = summary(done.result, done.lm, done.told)
     folder.update(status=DONE, finished=now(), device=str(done.lm.device), memory=memory(), result=result)
     folder.clean()

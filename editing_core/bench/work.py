@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.protocols import Benchmark, Tools, run_benchmark
+from editing_core.bench.protocols import Begun, Benchmark, Tools, run_benchmark, unheard
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
 from editing_core.data.table import PROBES, TEXTS
 from editing_core.data.texts import read_texts
@@ -53,7 +53,11 @@ def records(config: RunConfig) -> tuple[Loaded, list[EditRequest]]:
 
 
 def perform(
-    config: RunConfig, load: Callable[[], LanguageModel], watch: Watch = ignore, journal: Journal = NOTHING_KEPT
+    config: RunConfig,
+    load: Callable[[], LanguageModel],
+    watch: Watch = ignore,
+    journal: Journal = NOTHING_KEPT,
+    begun: Begun = unheard,
 ) -> Work:
     """Do what a configuration asks for. The model is bit-equal before and after.
 
@@ -70,7 +74,7 @@ def perform(
     if config.eligible:
         requests, told["eligibility"] = qualifying(lm, requests, plan.assist, plan.seed)
     told["texts"] = Path(config.texts).name if config.texts else "bundled"
-    tools = Tools(CovarianceStore(), evaluator, journal)
+    tools = Tools(CovarianceStore(), evaluator, journal, begun)
     result = run_benchmark(lm, requests, plan, config.sharing, watch, tools)
     if references is not None:
         result = _with_generation(lm, result, references, config.seed)

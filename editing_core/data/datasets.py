@@ -27,7 +27,7 @@ class Format:
 
     source: where it is described, empty for our own. parse: (record, row counted from 1, source) -> EditRequest, or
     Malformed. options: further arguments of parse with the values they take, the default first. parts: of a bundled
-    file, the default first.
+    file, each with what its records are marked as, the default first.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Format:
     parse: Callable[..., EditRequest]
     hub: Hub | None = None
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    parts: tuple[str, ...] = ()
+    parts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 FORMATS = {
@@ -46,10 +46,11 @@ FORMATS = {
         Format(
             "pocket-facts",
             "Pocket facts",
-            "1,200 bundled edits of facts that pocket-gpt2 knows, in CounterFact's form.",
+            "1,200 bundled edits of facts that pocket-gpt2 knows, in CounterFact's form. Presets were chosen on tune: "
+            "results come from test, and figures of all, which is both, are for speed and not for quality.",
             "https://arxiv.org/abs/2102.01017",
             counterfact.parse,
-            parts=("test", "tune"),
+            parts={"test": ("test",), "tune": ("tune",), "all": ("tune", "test")},
         ),
         Format(
             "counterfact",
@@ -162,11 +163,11 @@ def _check_options(format_: Format, options: Mapping[str, str]) -> None:
 def _records(format_: Format, rest: str) -> tuple[str, list[Any]]:
     """(full name, records): of a bundled part, of a file, or from the hub."""
     if format_.parts:
-        part = rest or format_.parts[0]
+        part = rest or next(iter(format_.parts))
         if part not in format_.parts:
             raise unknown(part, f"part of {format_.name}", format_.parts)
         records = read_records(paths.assets() / "benchmark" / f"{format_.name}.json")
-        return f"{format_.name}:{part}", [record for record in records if record["part"] == part]
+        return f"{format_.name}:{part}", [r for r in records if r["part"] in format_.parts[part]]
     if rest:
         path = locate(rest)
         if not path.is_file():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from editing_core import paths
 from editing_core.data.problems import Malformed
 from editing_core.errors import BadRequest
 
@@ -28,13 +29,13 @@ class Cells(dict[str, Any]):
 
 
 def locate(path: str) -> Path:
-    """The file; a relative path is also looked for in the folder that EDITSCOPE_DATA names."""
+    """The file; a relative path is also looked for in the folder that EDITSCOPE_DATA names, and among uploads."""
     here = Path(path)
-    folder = os.environ.get("EDITSCOPE_DATA")
-    if here.exists() or here.is_absolute() or not folder:
+    if here.exists() or here.is_absolute():
         return here
-    there = Path(folder) / path
-    return there if there.exists() else here
+    named = os.environ.get("EDITSCOPE_DATA")
+    places = ([Path(named)] if named else []) + [paths.uploads()]
+    return next((place / path for place in places if (place / path).exists()), here)
 
 
 def read_records(path: Path) -> list[Any]:

@@ -146,7 +146,7 @@ class Iterative:
         if not delta.finite:
             return None
         with delta.applied(lm.model):
-            edit, every = lm.fitting(lambda: log_perplexity(lm, requests, self.editor.objective))
+            edit, every = log_perplexity(lm, requests, self.editor.objective)
             self.editor.written(lm, requests)
         c, log = self.conventions, outcome.targets
         optimised = log.log_p_all if c.edit_perplexity == "all" else log.log_p_final

@@ -53,6 +53,27 @@ def _comparable(column: pd.Series) -> pd.Series:
     return column.map(str) if mixed else column
 
 
+def case_stories(cases: pd.DataFrame, k: int) -> pd.DataFrame:
+    """One row per record as it stands at iteration k, in the order of the cases; `story` tells its states over all k.
+
+    A story reads "UnderEdit (1-2), edited (3)": what the record was, and during which iterations.
+    """
+    stories = {case_id: _story(own) for case_id, own in cases.sort_values("k").groupby("case_id", sort=False)}
+    now = cases[cases["k"] == k].reset_index(drop=True)
+    return now.assign(story=now["case_id"].map(stories))
+
+
+def _story(own: pd.DataFrame) -> str:
+    """The states of one record in the order of its iterations, equal neighbors as one."""
+    spans: list[tuple[str, int, int]] = []
+    for k, state in zip(own["k"], own["state"], strict=True):
+        if spans and spans[-1][0] == state:
+            spans[-1] = (state, spans[-1][1], k)
+        else:
+            spans.append((state, k, k))
+    return ", ".join(f"{state} ({first if first == last else f'{first}-{last}'})" for state, first, last in spans)
+
+
 def underedit_counts(cases: pd.DataFrame) -> pd.DataFrame:
     """Per k: records under-edited now, and how many of those under-edited after iteration 1 still are (the cohort)."""
     under = cases.assign(under=cases["state"].str.contains("UnderEdit", regex=False))

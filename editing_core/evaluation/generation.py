@@ -4,39 +4,61 @@ import random
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from editing_core.evaluation.consistency import References, consistency
 from editing_core.evaluation.fluency import fluency
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import encode
 from editing_core.types import EditRequest
 
 TOP_K, LENGTH, PROMPTS_PER_FORWARD = 5, 100, 64
 
 
+@fitted
 @torch.no_grad()
 def sample_texts(lm: LanguageModel, prompts: Sequence[str], seed: int = 0, length: int = LENGTH) -> list[str]:
     """One text per prompt, the prompt included: top-5 sampling to `length` tokens in all, without a stop.
 
-    Prompts of equal length run together, so no padding takes part.
+    Prompts of equal length run together, so no padding takes part. Which of them do decides nothing: every prompt
+    has its own random numbers.
     """
     coded = [encode(lm.tokenizer, prompt) for prompt in prompts]
     groups: dict[int, list[int]] = {}
     for number, ids in enumerate(coded):
         groups.setdefault(len(ids), []).append(number)
+    chances = torch.rand(len(prompts), length, generator=torch.Generator().manual_seed(seed))
     texts = [""] * len(prompts)
-    with torch.random.fork_rng(devices=[lm.device] if lm.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        for size, numbers in sorted(groups.items()):
-            for start in range(0, len(numbers), PROMPTS_PER_FORWARD):
-                some = numbers[start : start + PROMPTS_PER_FORWARD]
-                written = _continue(lm, [coded[n] for n in some], size, length)
-                for number, row in zip(some, written, strict=True):
-                    texts[number] = str(lm.tokenizer.decode(row, skip_special_tokens=True))
+    for size, numbers in sorted(groups.items()):
+        most = lm.at_most(PROMPTS_PER_FORWARD)
+        for start in range(0, len(numbers), most):
+            some = numbers[start : start + most]
+            written = _continue(lm, [coded[n] for n in some], size, length, chances[some])
+            for number, row in zip(some, written, strict=True):
+                texts[number] = str(lm.tokenizer.decode(row, skip_special_tokens=True))
     return texts
 
 
-def _continue(lm: LanguageModel, rows: Sequence[Sequence[int]], size: int, length: int) -> list[list[int]]:
+class _Draw(LogitsProcessor):
+    """Leaves each row one of its TOP_K likeliest next tokens, drawn by their probabilities.
+
+    chances: (rows, length) uniform numbers from 0 to 1, one for each position of a text.
+    """
+
+    def __init__(self, chances: Tensor) -> None:
+        self.chances = chances
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        best = scores.topk(TOP_K)
+        reached = best.values.softmax(-1).cumsum(-1)[:, :-1]  # the last is 1, whatever rounding made of it
+        passed = (reached <= self.chances[:, input_ids.shape[1], None]).sum(-1, keepdim=True)
+        return torch.full_like(scores, float("-inf")).scatter(-1, best.indices.gather(-1, passed), 0.0)
+
+
+def _continue(
+    lm: LanguageModel, rows: Sequence[Sequence[int]], size: int, length: int, chances: Tensor
+) -> list[list[int]]:
     ids = torch.tensor([list(row) for row in rows], device=lm.device)
     room = min(length, lm.context) - size
     if room <= 0:
@@ -46,10 +68,8 @@ def _continue(lm: LanguageModel, rows: Sequence[Sequence[int]], size: int, lengt
         attention_mask=torch.ones_like(ids),
         min_new_tokens=room,
         max_new_tokens=room,
-        do_sample=True,
-        top_k=TOP_K,
-        top_p=1.0,
-        temperature=1.0,
+        do_sample=False,
+        logits_processor=LogitsProcessorList([_Draw(chances.to(lm.device))]),
         pad_token_id=lm.tokenizer.eos_token_id,
     )
     tokens: list[list[int]] = out.tolist()

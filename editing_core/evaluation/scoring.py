@@ -1,7 +1,8 @@
 """Prompts in, numbers out: log-probabilities, ranks and first choices of objects after prompts.
 
 Prompts are scored in right-padded batches, with logits only where an object stands. Log-probabilities are
-means over the object's tokens (algorithm: ROME, arXiv:2202.05262, and its successors).
+means over the object's tokens (algorithm: ROME, arXiv:2202.05262, and its successors). When memory runs out,
+the forwards are halved.
 """
 
 from collections.abc import Hashable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from editing_core.errors import BadRequest
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import Continuation, continuation, encode
 
 
@@ -30,6 +31,7 @@ class ObjectScore:
     hit: float
 
 
+@fitted
 @torch.no_grad()
 def score_objects(
     lm: LanguageModel,
@@ -67,8 +69,7 @@ def _score_rows(
     for number in numbers:
         asked.setdefault(texts[number].inputs, []).append(number)
     rows = list(asked)
-    batches = [(list(range(len(rows))), lm.batch(rows, left=True))] if left else lm.batches(rows)
-    for places, batch in batches:
+    for places, batch in lm.batches(rows, left):
         width = batch.ids.shape[1]
         told = [(row, number) for row, place in enumerate(places) for number in asked[rows[place]]]
         flat = [
@@ -93,6 +94,7 @@ def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
     return ObjectScore(logp, rank, ids, tuple(choices.tolist()), float((choices == labels).float().mean()))
 
 
+@fitted
 @torch.no_grad()
 def free_choices(
     lm: LanguageModel, pairs: Sequence[tuple[str, str]], scores: Sequence[ObjectScore], objects: str = "joined"
@@ -131,6 +133,7 @@ class TokenChance:
     probability: float
 
 
+@fitted
 @torch.no_grad()
 def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenChance, ...]:
     """The most likely next tokens after a prompt."""
@@ -140,6 +143,7 @@ def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenC
     return tuple(TokenChance(str(lm.tokenizer.decode([token])), chance) for token, chance in pairs)
 
 
+@fitted
 @torch.no_grad()
 def text_perplexities(lm: LanguageModel, texts: Sequence[str], terms: str = "T-1") -> list[float]:
     """Exp of the mean token NLL of each text; the first token is only read (T - 1 terms, over T - 1).
@@ -161,6 +165,7 @@ def text_perplexities(lm: LanguageModel, texts: Sequence[str], terms: str = "T-1
     return [float(value) for value in means.exp()]
 
 
+@fitted
 @torch.no_grad()
 def generate(lm: LanguageModel, prompt: str, tokens: int = 30) -> str:
     """Greedy continuation of a prompt (the most likely token each time), prompt excluded."""

@@ -7,8 +7,9 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,9 @@ from editing_core.models.hooks import steering, watching
 from editing_core.models.tokens import TOKENS_PER_FORWARD, Batch, pad, runs
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
+P = ParamSpec("P")
 T = TypeVar("T")
+NO_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may say that memory ran out
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -54,7 +57,10 @@ class LanguageModel:
     def load(
         name: str, device: str | None = None, dtype: str = "float32", folder: Path | None = None
     ) -> "LanguageModel":
-        """Load a catalog name or hub id, or `folder` under the name given. Safetensors only, no remote code."""
+        """Load a catalog name or hub id, or `folder` under the name given. Safetensors only, no remote code.
+
+        ModelUnavailable when it cannot be had, OutOfMemory when it does not fit.
+        """
         source = str(folder) if folder else source_of(name)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
@@ -64,13 +70,20 @@ class LanguageModel:
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
             )
+            model.to(torch.device(device))  # type: ignore[arg-type]
+        except NO_MEMORY as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"{name} in {dtype} does not fit into the memory of {device}; "
+                "choose a smaller model, or a smaller dtype such as bfloat16."
+            ) from error
         except (OSError, ValueError) as error:
             raise ModelUnavailable(
                 f"The model {name!r} could not be loaded ({_first_line(error)}); check the name and the network, "
                 "or choose the bundled pocket-gpt2."
             ) from error
         revision = getattr(config, "_commit_hash", None) or _fingerprint(Path(source))
-        model.to(torch.device(device))  # type: ignore[arg-type]
         lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name))
         lm.verify()
         return lm
@@ -126,18 +139,26 @@ class LanguageModel:
             )
         return pad(rows, self.device, left)
 
-    def batches(self, rows: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Batch]]:
-        """All rows in batches of similar length, each with the numbers of its rows."""
-        for numbers in self.runs([len(row) for row in rows]):
-            yield numbers, self.batch([rows[n] for n in numbers])
+    def batches(self, rows: Sequence[Sequence[int]], left: bool = False) -> Iterator[tuple[list[int], Batch]]:
+        """All rows in batches of similar length, each with the numbers of its rows.
+
+        left: every row is padded on the left to the longest of all, as in one batch: there padding is noticed.
+        """
+        if left:
+            whole = self.batch(rows, left=True)
+            for numbers in self.runs([whole.ids.shape[1]] * len(rows)):
+                yield numbers, Batch(whole.ids[numbers], whole.mask[numbers], whole.lengths[numbers])
+        else:
+            for numbers in self.runs([len(row) for row in rows]):
+                yield numbers, self.batch([rows[n] for n in numbers])
 
     def runs(self, lengths: Sequence[int]) -> list[list[int]]:
         """Row numbers in runs of similar length that fit into one forward, see `tokens.runs`."""
         return runs(lengths, self.at_most(TOKENS_PER_FORWARD))
 
-    def at_most(self, tokens: int) -> int:
-        """So many tokens, or fewer since memory ran out."""
-        return max(1, tokens // self.divisor)
+    def at_most(self, count: int) -> int:
+        """So many tokens or rows at once, or fewer since memory ran out."""
+        return max(1, count // self.divisor)
 
     def fitting(self, work: Callable[[], T]) -> T:
         """The work's result. When memory runs out it is done again with forwards half as large, and later ones stay so.
@@ -147,7 +168,7 @@ class LanguageModel:
         while True:
             try:
                 return work()
-            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            except NO_MEMORY as error:
                 if not _is_out_of_memory(error):
                     raise
             # Outside the except block, so that the failed attempt's tensors are free.
@@ -195,6 +216,16 @@ class LanguageModel:
                 f"{self.name} does not add its MLP output to the residual stream as its family should; "
                 "it cannot be edited with this version, choose another model."
             )
+
+
+def fitted(work: Callable[Concatenate[LanguageModel, P], T]) -> Callable[Concatenate[LanguageModel, P], T]:
+    """Work with a model, its first argument, always inside `LanguageModel.fitting`."""
+
+    @wraps(work)
+    def fits(lm: LanguageModel, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return lm.fitting(lambda: work(lm, *args, **kwargs))
+
+    return fits
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

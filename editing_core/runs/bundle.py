@@ -27,13 +27,14 @@ from typing import IO, Any
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
 from editing_core.runs.export import whole
-from editing_core.runs.record import SCHEMA
+from editing_core.runs.folder import RECORDS, ROUNDS
+from editing_core.runs.record import SCHEMA, Rounds
 
 FORMAT = "editscope-run-1"
 RUN, MANIFEST = "run.json", "bundle.json"
 TABLES = ("iterations.csv", "cases.csv", "checkpoints.csv", "beside_paper.csv")
 PROBES, DELTA = "probes.parquet", "delta.safetensors"
-FILES = (RUN, *TABLES, PROBES, DELTA, "log.txt")
+FILES = (RUN, *TABLES, RECORDS, ROUNDS, PROBES, DELTA, "log.txt")
 REQUIRED = (MANIFEST, RUN, "iterations.csv")
 UNFINISHED = ("queued", "running")
 FINISHED = ("done", "failed", "cancelled", "interrupted")
@@ -41,6 +42,7 @@ FINISHED = ("done", "failed", "cancelled", "interrupted")
 MAX_BYTES = 2 * 2**30  # all files together, unpacked
 MAX_RATIO = 200  # unpacked over packed
 MAX_JSON = 16 * 2**20
+MAX_RECORDS = 64 * 2**20  # as many bytes as any file of records may have
 MAX_DEPTH = 64  # levels of a JSON file
 MAX_TABLE = 256 * 2**20  # one CSV file
 MAX_COLUMNS = 1_000
@@ -73,6 +75,10 @@ Stamp = dict[str, str | int]
 """What bundle.json says of a file: "sha256" and "size"."""
 
 
+def _nothing_more(_folder: Path) -> None:
+    """The check of someone who asks for no other than those below."""
+
+
 def pack(folder: Path, target: Path) -> None:
     """Write the run in `folder` as a bundle, whole or not at all; BadRequest when it has not finished.
 
@@ -94,9 +100,10 @@ def pack(folder: Path, target: Path) -> None:
             _write(part, sources, zipfile.ZIP_STORED)
 
 
-def unpack(bundle: Path, root: Path, new_id: str) -> Path:
+def unpack(bundle: Path, root: Path, new_id: str, check: Callable[[Path], None] = _nothing_more) -> Path:
     """Import a bundle as the run `new_id` below `root` and give its folder; BadRequest when anything in it is wrong.
 
+    check: of the folder, before it can be seen; raises BadRequest.
     new_id: 6 to 64 letters, digits, "-" or "_", not in use. ValueError for another form: ids are made, never typed.
     """
     if not _ID.fullmatch(new_id):
@@ -112,6 +119,7 @@ def unpack(bundle: Path, root: Path, new_id: str) -> Path:
         _check_run(run, _OTHER_BUNDLE)
         for name in (name for name in _CHECKS if name in stamps):
             _CHECKS[name](part / name)
+        check(part)
         (part / MANIFEST).unlink()
         (part / RUN).write_bytes(_without_owner({**run, "id": new_id, "imported": True}))
         os.rename(part, place)
@@ -306,18 +314,25 @@ def _check_run(run: Mapping[str, Any], advice: str) -> None:
 
 
 def _read_object(path: Path, advice: str) -> dict[str, Any]:
-    """The JSON object in a file, as UTF-8 and within bounds."""
-    needed = f"a JSON object in UTF-8 of at most {MAX_JSON // 2**20} MB and {MAX_DEPTH} levels is needed"
+    """The JSON object in a file."""
+    value: dict[str, Any] = _read_json(path, (dict, "object"), MAX_JSON, advice)
+    return value
+
+
+def _read_json(path: Path, wanted: tuple[type, str], most: int, advice: str) -> Any:
+    """The value in a file, as UTF-8 and within bounds. wanted: its type, and JSON's word for it."""
+    kind, word = wanted
+    needed = f"a JSON {word} in UTF-8 of at most {most // 2**20} MB and {MAX_DEPTH} levels is needed"
     try:
         with path.open("rb") as file:
-            raw = file.read(MAX_JSON + 1)
-        value = json.loads(raw.decode("utf-8")) if len(raw) <= MAX_JSON else None
+            raw = file.read(most + 1)
+        value = json.loads(raw.decode("utf-8")) if len(raw) <= most else None
     except (OSError, ValueError, RecursionError) as error:
         raise _refusal(f"{path.name} could not be read as JSON", needed, advice) from error
-    if len(raw) > MAX_JSON:
+    if len(raw) > most:
         raise _refusal(f"{path.name} is too large", needed, advice)
-    if not isinstance(value, dict):
-        raise _refusal(f"{path.name} holds no object", needed, advice)
+    if not isinstance(value, kind):
+        raise _refusal(f"{path.name} holds no {word}", needed, advice)
     if _deeper(value, MAX_DEPTH):
         raise _refusal(f"{path.name} is nested too deeply", needed, advice)
     return value
@@ -379,6 +394,19 @@ def _check_probes(path: Path) -> None:
         raise _refusal(f"{path.name} is not readable as Parquet", needed) from error
 
 
+def _check_records(path: Path) -> None:
+    """A list; what a record is decides `check`, for nothing here knows data sets."""
+    _read_json(path, (list, "list"), MAX_RECORDS, _OTHER_BUNDLE)
+
+
+def _check_rounds(path: Path) -> None:
+    """What `Rounds` keeps."""
+    try:
+        Rounds.of(_read_object(path, _OTHER_BUNDLE))
+    except ValueError as error:
+        raise _refusal(f"{path.name} tells no rounds", "histories and proofs of every iteration are needed") from error
+
+
 def _check_delta(path: Path) -> None:
     """An edit that `WeightDelta.load` reads."""
     try:
@@ -391,6 +419,8 @@ def _check_delta(path: Path) -> None:
 _CHECKS: dict[str, Callable[[Path], None]] = {
     **dict.fromkeys(TABLES, _check_table),
     "iterations.csv": _check_iterations,
+    RECORDS: _check_records,
+    ROUNDS: _check_rounds,
     DELTA: _check_delta,
     PROBES: _check_probes,  # the slowest is last
 }

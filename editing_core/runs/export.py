@@ -48,6 +48,7 @@ STYLE = (
     ".scroll{overflow-x:auto}table{border-collapse:collapse;font-size:.82rem}caption{text-align:left;padding:.4rem 0}"
     "th,td{padding:.2rem .5rem;text-align:right;border-bottom:1px solid #ddd}th{cursor:help}"
     "td:nth-child(-n+3),th:nth-child(-n+3){text-align:left}tr.block td{border-top:2px solid #888}"
+    "tr.result td{background:rgba(204,121,167,.18)}"
     "pre{background:#f4f4f4;padding:.6rem;overflow-x:auto;font-size:.78rem}"
 )
 

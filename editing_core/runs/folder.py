@@ -1,7 +1,9 @@
 """RunFolder: one benchmark run on disk, from the moment it is asked for.
 
     run.json            schema, status, configuration, and in the end everything that decided the numbers
+    records.json        the records that are really edited, in the form of an own table, from the start on
     iterations.csv      one row per k; also probes.parquet, cases.csv, delta.safetensors, checkpoints.csv
+    rounds.json         of every k how its targets were found and what changed in the weights
     units/              finished pieces, for going on after an interruption; gone when the run is done
     progress.json       how far it is
     log.txt, run.lock   what the worker wrote, and what it holds while it lives
@@ -32,6 +34,7 @@ QUEUED, RUNNING, INTERRUPTED = "queued", "running", "interrupted"
 DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
 OPEN, ENDED = (QUEUED, RUNNING), (DONE, FAILED, CANCELLED, INTERRUPTED)
 HEAD, LOCK, CANCEL, PROGRESS, UNITS, LOG = "run.json", "run.lock", "cancel", "progress.json", "units", "log.txt"
+RECORDS, ROUNDS = "records.json", "rounds.json"
 
 
 class Busy(Exception):
@@ -51,7 +54,7 @@ class RunFolder:
         name = new_id()
         draft = root / f".{name}.{secrets.token_hex(4)}"
         draft.mkdir()
-        head = {"schema": SCHEMA, "id": name, "status": QUEUED, "created": now(), "config": dict(config)}
+        head = {"schema": SCHEMA, "id": name, "status": QUEUED, "created": now("microseconds"), "config": dict(config)}
         write_text(draft / HEAD, json.dumps({**head, **({"owner": owner} if owner else {})}, indent=1))
         os.replace(draft, root / name)
         return RunFolder(root / name)
@@ -161,6 +164,6 @@ class RunFolder:
             stray.unlink(missing_ok=True)
 
 
-def now() -> str:
-    """The present second, as in every record."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+def now(digits: str = "seconds") -> str:
+    """The present, as in every record. digits: as `datetime.isoformat` names them; a queue's order needs many."""
+    return datetime.now(UTC).isoformat(timespec=digits)

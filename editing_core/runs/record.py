@@ -2,6 +2,7 @@
 
 import platform
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -55,7 +56,7 @@ class RunResult:
     iterations: one row per k from 0 (unedited), metric columns as in `evaluation.metrics.CARDS`.
     probes: one row per k and probe. cases: one row per k >= 1 and record, see `evaluation.cases`, with
     p_optimised, p_spread, steps, norm, clamped. deltas, proofs, histories: one entry per k >= 1; a delta is the
-    whole edit up to k. decision: which k is the result, by which rule, and why.
+    whole edit up to k, None where its weights were not kept. decision: which k is the result, by which rule, and why.
     """
 
     plan: EditPlan
@@ -66,7 +67,7 @@ class RunResult:
     iterations: pd.DataFrame
     probes: pd.DataFrame
     cases: pd.DataFrame
-    deltas: tuple[WeightDelta, ...]
+    deltas: tuple[WeightDelta | None, ...]
     proofs: tuple[tuple[Proof, ...], ...]
     histories: tuple[tuple[dict[str, float], ...], ...]
     decision: Decision
@@ -98,8 +99,20 @@ class RunResult:
         return self.decision.rule == self.plan.stop.stop
 
     def delta_at(self, k: int) -> WeightDelta:
-        """The whole edit after iteration k; empty for k = 0."""
-        return self.deltas[k - 1] if k else WeightDelta()
+        """The whole edit after iteration k; empty for k = 0. BadRequest where its weights were not kept."""
+        edits = (WeightDelta(), *self.deltas)
+        if (delta := edits[k]) is None:
+            kept = " and ".join(str(i) for i, edit in enumerate(edits) if edit is not None)
+            raise BadRequest(
+                f"The weights of iteration {k} were not kept, only those of {kept} are here (0: unedited); choose one "
+                "of these, or edit again."
+            )
+        return delta
+
+    @property
+    def rounds(self) -> "Rounds":
+        """What is kept of the iterations beside the tables."""
+        return Rounds(self.histories, self.proofs, self.notes, self.seconds, self.edit_seconds)
 
     def request(self, case_id: int | str) -> EditRequest:
         """The request of a case."""
@@ -107,6 +120,15 @@ class RunResult:
             if request.case_id == case_id:
                 return request
         raise BadRequest(f"This run has no case {case_id!r}; choose one of its own.")
+
+    def only(self, case: str) -> "RunResult":
+        """What the run says of one case, named by its id as text, as a run of its own; iterations stay those of all."""
+        request = next((request for request in self.requests if str(request.case_id) == case), None)
+        if request is None:
+            raise BadRequest(f"This run has no case {case[:40]!r}; choose one of its own.")
+        probes, cases = (t[t["case_id"] == request.case_id] for t in (self.probes, self.cases))
+        own = {"probes": probes.reset_index(drop=True), "cases": cases.reset_index(drop=True)}
+        return replace(self, id=new_id(), requests=(request,), **own)
 
     def probes_at(self, k: int, case_id: int | str | None = None) -> pd.DataFrame:
         """Probe rows of one iteration, of one case or all."""
@@ -164,6 +186,50 @@ class RunResult:
             "edit_seconds": self.edit_seconds,
             "versions": self.versions,
         }
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What is kept of a run's iterations beside its tables; the fields are those of RunResult."""
+
+    histories: tuple[tuple[dict[str, float], ...], ...]
+    proofs: tuple[tuple[Proof, ...], ...]
+    notes: tuple[str, ...]
+    seconds: float
+    edit_seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """One JSON-able object."""
+        return asdict(self)
+
+    @staticmethod
+    def of(told: Any) -> "Rounds":
+        """What `to_json` gave, after JSON; ValueError for anything else."""
+        try:
+            histories = tuple(tuple(map(_terms, _list(steps))) for steps in _list(told["histories"]))
+            proofs = tuple(tuple(map(_proof, _list(rows))) for rows in _list(told["proofs"]))
+            notes = tuple(map(str, _list(told["notes"])))
+            rounds = Rounds(histories, proofs, notes, float(told["seconds"]), float(told["edit_seconds"]))
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
+            raise ValueError("no rounds of a run") from error
+        if len(histories) != len(proofs):
+            raise ValueError("histories and proofs of different iterations")
+        return rounds
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError("no list")
+    return value
+
+
+def _terms(step: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in step.items()}
+
+
+def _proof(row: Mapping[str, Any]) -> Proof:
+    whole = {name: int(row[name]) for name in ("rank", "changed", "total")}
+    return Proof(str(row["parameter"]), float(row["relative_norm"]), **whole)
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

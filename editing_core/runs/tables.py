@@ -32,7 +32,7 @@ ROWS = ("all", "chosen")
 BLOCK = ["model", "dataset", "n_edits"]  # what is compared with one another
 METHOD = ["editor", "assist", "protocol"]
 NUMBERS = [column for metric in METRICS for column in (metric, metric + ERROR)]
-COLUMNS = [*BLOCK, *METHOD, "name", "k", "n", *NUMBERS, "error", "note"]
+COLUMNS = [*BLOCK, *METHOD, "name", "k", "n", "results", *NUMBERS, "error", "note"]
 DIFFERENCES = ["id", "name", "k", "metric", "value", "reference", "difference", "se", "error"]
 SAME = 1e-3  # percent: rounding, as against another definition
 
@@ -86,11 +86,12 @@ def layout(runs: Sequence[Finished], rows: str = "all") -> pd.DataFrame:
     contributes once however many runs it has. rows: "all" for every k from 1, "chosen" for each run's result.
 
     Runs that differ only in the trial are one row: n counts them, <metric> is the mean, <metric>_se the standard
-    error over trials. With n = 1, <metric>_se is over records, where known; `error` says which. Where an editor has a
-    trial twice, its runs differ in more than the trial and are kept apart by name, or each by itself if names do not
-    tell. A trial that ended counts from there on with the iteration it chose, so that late rows are not about the
-    slowest trials alone. Chosen rows of trials that differ in k stand at the largest. `note` says so in both cases,
-    and where not every trial has a value; such values are means over those that have one.
+    error over trials, `results` how many have that k as their result. With n = 1, <metric>_se is over records, where
+    known; `error` says which. Where an editor has a trial twice, its runs differ in more than the trial and are kept
+    apart by name, or each by itself if names do not tell. A trial that ended counts from there on with the iteration
+    it chose, so that late rows are not about the slowest trials alone. Chosen rows of trials that differ in k stand
+    at the largest. `note` says so in both cases, and where not every trial has a value; such values are means over
+    those that have one.
     """
     _check(runs)
     if rows not in ROWS:
@@ -100,7 +101,10 @@ def layout(runs: Sequence[Finished], rows: str = "all") -> pd.DataFrame:
         made.append(_unedited(block))
         for method in _alike(block, METHOD):
             for name, pool in _pools(method).items():
-                made += [_row(pool[0], name, *found) for found in (_all if rows == "all" else _chosen)(pool)]
+                ks = [run.chosen for run in pool]
+                for found in (_all if rows == "all" else _chosen)(pool):
+                    results = ks.count(found[0]) if rows == "all" else len(ks)
+                    made.append({**_row(pool[0], name, *found), "results": results})
     return pd.DataFrame(made, columns=COLUMNS)
 
 
@@ -176,7 +180,8 @@ def _row(about: Finished, name: str, k: int, trials: pd.DataFrame, note: str) ->
     some = [CARDS[metric].label for metric in METRICS if 0 < trials[metric].count() < n]
     notes = [note] if note else []
     notes += [f"Not every trial has a value of {_listed(some)}"] if some else []
-    return {**told, "name": name, "k": k, "n": n, **means, **errors, "error": error, "note": ". ".join(notes)}
+    told |= {"name": name, "k": k, "n": n, "results": 0}
+    return {**told, **means, **errors, "error": error, "note": ". ".join(notes)}
 
 
 def _over(values: pd.Series) -> float:
@@ -324,11 +329,17 @@ def html(table: pd.DataFrame) -> str:
     heads = [*sheet.labels, *(f"{escape(CARDS[m].label)} {_arrow(m)}" for m in sheet.metrics)]
     tips = [""] * len(sheet.labels) + [escape(CARDS[m].definition) for m in sheet.metrics]
     head = "".join(f"<th title='{tip}'>{name}</th>" for name, tip in zip(heads, tips, strict=True))
+    results = _results(table)
     body = "".join(
-        f"<tr{' class=block' if at in sheet.starts else ''}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+        f"<tr{_row_class(at in sheet.starts, results[at])}>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
         for at, row in enumerate(sheet.rows)
     )
     return f"<table><caption>{sheet.caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _row_class(starts: bool, result: bool) -> str:
+    names = " ".join(name for name, given in (("block", starts), ("result", result)) if given)
+    return f" class='{names}'" if names else ""
 
 
 def _latex_head(sheet: "_Sheet") -> list[str]:
@@ -408,10 +419,18 @@ def _labels(table: pd.DataFrame) -> dict[str, list[str]]:
     if edited["protocol"].nunique() > 1:
         columns["Protocol"] = table["protocol"]
     ks = zip(table["k"], table["note"], strict=True)
-    columns["k"] = [f"{k} ({marks[note]})" if note else str(k) for k, note in ks]
+    stars = ["*" if mark else "" for mark in _results(table)]
+    columns["k"] = [f"{k}{s} ({marks[note]})" if note else f"{k}{s}" for (k, note), s in zip(ks, stars, strict=True)]
     if table["n"].nunique() > 1:
         columns["Trials"] = table["n"]
     return {heading: [str(value) for value in values] for heading, values in columns.items()}
+
+
+def _results(table: pd.DataFrame) -> list[bool]:
+    """Which rows to mark as a trial's result; none where all are."""
+    edited = table["editor"] != UNEDITED
+    some = bool((table["results"][edited] == 0).any())
+    return [some and count > 0 for count in table["results"]]
 
 
 def _marks(table: pd.DataFrame) -> dict[str, str]:
@@ -431,6 +450,7 @@ def _caption(table: pd.DataFrame) -> str:
         f"Edits: N = {_listed(edited['n_edits'].unique())}",
         f"Trials: {mean}{_listed(sorted(set(edited['n'])), 'or')}{meaning}",
         "Bold: the best of the edited rows of a model and data set",
+        *(["* a trial's result"] if any(_results(table)) else []),
         *(f"({mark}) {note}" for note, mark in _marks(table).items()),
     ]
     return " ".join(f"{sentence}." for sentence in sentences)

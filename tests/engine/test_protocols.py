@@ -1,5 +1,6 @@
 """Batch, single and sequential: each against the same edits made by hand, and the model as it was afterwards."""
 
+import traceback
 from dataclasses import replace
 from itertools import pairwise
 from types import SimpleNamespace
@@ -10,9 +11,11 @@ import torch
 
 from editing_core import session
 from editing_core.bench.protocols import Benchmark, Protocol, Tools, _held, _log_spaced, run_benchmark
+from editing_core.conventions import CLEAN, FAITHFUL
+from editing_core.editors.assist import Assist
 from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.iterative import Iterative
-from editing_core.errors import BadSetting, Cancelled
+from editing_core.errors import BadSetting, Cancelled, OutOfMemory
 from editing_core.evaluation.cases import STATES
 from editing_core.evaluation.metrics import summarize
 from editing_core.models.delta import WeightDelta
@@ -148,6 +151,86 @@ def test_cancelling_at_any_time_restores_the_model(bench, lm, facts, protocol):
         with pytest.raises(Cancelled):
             bench(protocol, plan(iterations=1), facts[:2], watch=cancel_after(last))
         assert bit_equal(lm.model, before), f"after step {last} of {len(steps)}"
+
+
+@pytest.fixture
+def full(lm, monkeypatch):
+    """A function that fills the memory: forward number `lost` fails, or all of more than `most` tokens do.
+
+    It gives a list of places, one for every forward from then on: the functions of the engine it is called through.
+    """
+    forward = lm.hidden
+
+    def fill(lost=None, most=10**9):
+        places = []
+
+        def hidden(batch, cache=None):
+            places.append(tuple(f.name for f in traceback.extract_stack() if "editing_core" in f.filename))
+            if len(places) - 1 == lost or batch.ids.numel() > most:
+                raise torch.OutOfMemoryError("no room")
+            return forward(batch, cache)
+
+        monkeypatch.setattr(lm, "hidden", hidden)
+        monkeypatch.setattr(lm, "divisor", 1)
+        return places
+
+    return fill
+
+
+def same_results(a: Benchmark, b: Benchmark):
+    """Equal tables, stops and edits, up to the order of sums."""
+    for name in ("iterations", "probes", "cases", "checkpoints"):
+        if getattr(a, name) is not None:
+            same(getattr(a, name), getattr(b, name))
+    assert (a.stops, a.chosen, a.stopped, a.notes) == (b.stops, b.chosen, b.stopped, b.notes)
+    if a.delta is not None:
+        left, right = tensors(a.delta), tensors(b.delta)
+        assert left.keys() == right.keys()
+        for key, tensor in left.items():
+            torch.testing.assert_close(right[key], tensor, rtol=1e-4, atol=1e-6)
+
+
+def asked(editor, **settings):
+    """One iteration of an editor with other settings."""
+    found = plan(editor, iterations=1)
+    return replace(found, settings=found.settings.changed(settings))
+
+
+@pytest.mark.parametrize(
+    ("protocol", "editor", "own"),
+    [(Protocol(), "memit", {}), (SINGLE, "alphaedit", {"cache": "iteration"}), (CHUNKS, "alphaedit", {})],
+    ids=["batch", "single", "sequential"],
+)
+def test_memory_may_run_out_anywhere(bench, facts, full, lm, protocol, editor, own):
+    """The forward that fails is in turn the first of every place that runs the model."""
+    own = replace(asked(editor, **own), assist=Assist("na"), conventions=replace(FAITHFUL, accuracy="greedy_match"))
+    places = full()
+    whole = bench(protocol, own, facts[:2])
+    first = {place: number for number, place in reversed(list(enumerate(places)))}
+    assert {"draw_prefixed", "eligibility", "prepared", "log_perplexity", "free_choices", "collapse"} <= {
+        name for place in first for name in place
+    }
+    for place, number in first.items():
+        full(lost=number)
+        same_results(whole, bench(protocol, own, facts[:2]))
+        assert lm.divisor == 2, place
+
+
+@pytest.mark.parametrize("conventions", [CLEAN, FAITHFUL], ids=["clean", "faithful"])
+@pytest.mark.parametrize("protocol", [Protocol(), Protocol("sequential", 2)], ids=lambda p: p.name)
+def test_a_small_device_gives_the_same_numbers(bench, full, lm, protocol, conventions):
+    own = replace(plan(), conventions=conventions)
+    whole = bench(protocol, own)
+    full(most=210)
+    small = bench(protocol, own)
+    assert lm.divisor > 2
+    same_results(whole, small)
+
+
+def test_a_device_too_small_for_anything_is_told(bench, full):
+    full(most=1)
+    with pytest.raises(OutOfMemory, match="even with 128 tokens at a time; choose a smaller model"):
+        bench(CHUNKS)
 
 
 def test_states_and_known_are_counted_over_the_tables():

@@ -1,6 +1,5 @@
 """Stored runs: what is on disk at any moment, and that a killed or stopped run goes on to the same numbers."""
 
-import fcntl
 import os
 import random
 import subprocess
@@ -12,7 +11,7 @@ import pandas as pd
 import pytest
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.executors import Dispatcher, folders
+from editing_core.bench.executors import Dispatcher, Fate, folders
 from editing_core.bench.report import SHOWN, _without_folder
 from editing_core.bench.runner import work_on
 from editing_core.cli import run
@@ -31,7 +30,8 @@ from editing_core.runs.folder import (
 
 SMALL = RunConfig(limit=4, iterations=3, stop="none", settings={"steps": 8}, collapse_factor=0.0)
 LONG = RunConfig(limit=20, iterations=10, stop="none", collapse_factor=0.0)
-FILES = {"run.json", "iterations.csv", "probes.parquet", "cases.csv", "delta.safetensors", "run.lock"}
+FILES = {"run.json", "records.json", "iterations.csv", "rounds.json", "probes.parquet", "cases.csv", "run.lock"}
+FILES |= {"delta.safetensors"}
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ class Threads:
 
         threading.Thread(target=work, daemon=True).start()
         ready.wait(10)
-        return type("Handle", (), {"poll": lambda _self: 0 if done.is_set() else None})()
+        return type("Handle", (), {"poll": lambda _self: Fate.ENDED if done.is_set() else None})()
 
 
 def test_the_dispatcher_starts_the_oldest_first_and_no_more_than_there_is_room_for(root):
@@ -190,29 +190,16 @@ def test_the_dispatcher_starts_the_oldest_first_and_no_more_than_there_is_room_f
         made.append(RunFolder.create(root, SMALL.to_json()))
         made[-1].update(created=f"2026-01-01T00:00:0{number}+00:00")
     executor = Threads()
-    dispatcher = Dispatcher(root, executor)
-    assert dispatcher.step() == 4
-    assert executor.order == [(made[0].id, 0), (made[1].id, 1)]
-    assert dispatcher.step() == 4, "nothing more fits"
-    assert len(executor.order) == 2
-    made[2].cancel()
-    executor.gate.set()
-    dispatcher.drain()
+    with Dispatcher(root, executor) as dispatcher:
+        assert dispatcher.step() == 4
+        assert executor.order == [(made[0].id, 0), (made[1].id, 1)]
+        assert dispatcher.step() == 4, "nothing more fits"
+        assert len(executor.order) == 2
+        made[2].cancel()
+        executor.gate.set()
+        dispatcher.drain()
     assert [name for name, _ in executor.order] == [made[0].id, made[1].id, made[3].id]
     assert [folder.status for folder in made] == [DONE, DONE, CANCELLED, DONE]
-
-
-def test_only_one_process_dispatches(root, monkeypatch):
-    RunFolder.create(root, SMALL.to_json())
-    first, second = Dispatcher(root, Threads()), Dispatcher(root, Threads())
-    inner = second.step
-    monkeypatch.setattr(first.executor, "start", lambda *_: pytest.fail("the other one dispatches"), raising=True)
-    with (root / ".dispatcher.lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        assert first.step() == 1
-    second.executor.gate.set()
-    assert inner() == 1
-    assert len(second.executor.order) == 1
 
 
 @pytest.mark.parametrize(

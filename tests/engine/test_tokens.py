@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from editing_core.errors import OutOfMemory
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
+from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import FORWARD_COST, continuation, encode, last_token_of, pad, runs, subject_last
 from tests.conftest import pocket_tokenizer
 
@@ -201,6 +202,28 @@ def test_forwards_are_halved_until_they_fit(tiny_lm, monkeypatch):
         torch.testing.assert_close(found, forward(tiny_lm.batch(rows)), atol=1e-5, rtol=1e-5)
     finally:
         tiny_lm.divisor = 1
+
+
+def test_rows_padded_on_the_left_keep_their_padding_when_forwards_are_halved(tiny_lm, monkeypatch):
+    """There positions count the padding: another width would give other numbers."""
+    rows = [[5] * length for length in (2, 9, 4, 7, 3)] * 20
+    ((numbers, whole),) = tiny_lm.batches(rows, left=True)
+    assert numbers == list(range(len(rows)))
+    monkeypatch.setattr(tiny_lm, "divisor", 64)
+    parts = list(tiny_lm.batches(rows, left=True))
+    assert len(parts) > 1
+    assert [n for some, _ in parts for n in some] == numbers
+    for name in ("ids", "mask", "lengths"):
+        assert torch.equal(torch.cat([getattr(batch, name) for _, batch in parts]), getattr(whole, name))
+
+
+def test_a_model_that_does_not_fit_is_said_at_loading(monkeypatch):
+    def no_room(*_arguments, **_options):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(torch.nn.Module, "to", no_room)
+    with pytest.raises(OutOfMemory, match="pocket-gpt2 in float32 does not fit into the memory of cpu; choose"):
+        LanguageModel.load("pocket-gpt2", device="cpu")
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("x"), MemoryError(), RuntimeError("can't allocate memory")])

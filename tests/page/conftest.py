@@ -6,6 +6,7 @@ import warnings
 import pytest
 
 import app
+from editing_core.bench.desk import Desk
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.models.host import ModelHost
 
@@ -21,23 +22,23 @@ def host(pocket):
 
 
 @pytest.fixture(scope="session")
-def assembled(host):
+def assembled(host, tmp_path_factory):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        demo, tab = app.assemble(host)
-        demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LAUNCH)
-    yield demo, tab
-    demo.close()
+        parts = app.assemble(host, Desk(tmp_path_factory.mktemp("runs")))
+        parts.page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LAUNCH)
+    yield parts
+    parts.page.close()
 
 
 @pytest.fixture(scope="session")
 def page(assembled):
-    return assembled[0]
+    return assembled.page
 
 
 @pytest.fixture(scope="session")
 def tab(assembled):
-    return assembled[1]
+    return assembled.edit
 
 
 @pytest.fixture(scope="session")

@@ -171,8 +171,8 @@ def test_neighbors_stand_as_the_model_and_the_assistance_have_it(pocket):
 
 
 def test_the_papers_rows_stand_beside_a_run_where_there_are_any(run):
-    assert "has no rows for pocket-gpt2 with memit" in result_html.paper_html(run)
-    shown = result_html.paper_html(replace(run, model="gpt2-xl"))
+    assert "has no rows for pocket-gpt2 with memit" in result_html.run_paper_html(run)
+    shown = result_html.run_paper_html(replace(run, model="gpt2-xl"))
     assert "1,000 CounterFact edits at once" in shown
     assert shown.count("<tr>") == 7
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from editing_core.bench.stored import import_run
 from editing_core.errors import BadRequest
 from editing_core.models.delta import Dense, LowRank, WeightDelta
 from editing_core.runs import bundle
@@ -33,6 +34,11 @@ RECORD = {
     "half": "\ud800",
 }
 OPTIONAL = ("cases.csv", "probes.parquet", "checkpoints.csv", "beside_paper.csv", "delta.safetensors", "log.txt")
+OPTIONAL += ("records.json", "rounds.json")
+FACT = {"subject": "Zoë", "prompt": "{} is in", "target_new": "Rome", "case_id": "two", "source": "form"}
+PROOF = {"parameter": "a.weight", "relative_norm": 0.25, "rank": 1, "changed": 5, "total": 6}
+ROUND = {"histories": [[{"target": 1.5, "kl": float("nan")}]], "proofs": [[PROOF]], "notes": ["<b>"]}
+ROUNDS = {**ROUND, "seconds": 2.5, "edit_seconds": 1.0}
 
 
 @pytest.fixture
@@ -50,6 +56,8 @@ def run(tmp_path):
     updates = {"a.weight": LowRank(torch.ones(3, 1), torch.ones(1, 2)), "b.weight": Dense(torch.eye(2))}
     WeightDelta(updates, {"editor": "memit"}).save(folder / "delta.safetensors")
     (folder / "run.json").write_text(json.dumps(RECORD))
+    (folder / "records.json").write_text(json.dumps([FACT]))
+    (folder / "rounds.json").write_text(json.dumps(ROUNDS))
     for name in ("log.txt", "progress.json", "cancel", "run.lock", "notes.md", "units/one.safetensors"):
         (folder / name).write_text("started\n")
     return folder
@@ -107,10 +115,14 @@ def rebuilt(path, files, stamped=True, method=zipfile.ZIP_DEFLATED):
             archive.writestr(name, content)
 
 
-def assert_refused(path, root, match):
+def unpacked(path, root):
+    return unpack(path, root, NEW)
+
+
+def assert_refused(path, root, match, take=unpacked):
     """One sentence, and nothing is left behind, not even hidden."""
     with pytest.raises(BadRequest, match=match) as caught:
-        unpack(path, root, NEW)
+        take(path, root)
     told = str(caught.value)
     assert "\n" not in told
     assert told.endswith(".")
@@ -340,6 +352,12 @@ def with_manifest(told):
     return with_file(MANIFEST, told if isinstance(told, str) else json.dumps(told), stamped=False)
 
 
+def with_rounds(**changes):
+    """rounds.json with keys changed; KeyError takes a key out."""
+    told = {key: value for key, value in {**ROUNDS, **changes}.items() if value is not KeyError}
+    return with_file("rounds.json", json.dumps(told))
+
+
 def stamped_otherwise(name, **changes):
     def change(path):
         files = entries(path)
@@ -506,7 +524,7 @@ ZIPS = {
     "folder of DOS": (of_mode(0, 0x10), "link, a folder or a device"),
     "bzip2": (compressed(zipfile.ZIP_BZIP2), "compressed by method 12"),
     "lzma": (compressed(zipfile.ZIP_LZMA), "compressed by method 14"),
-    "many": (crowded(30), "holds 39 files, 9 are allowed"),
+    "many": (crowded(30), "holds 41 files, 11 are allowed"),
     "very many": (crowded(20_000), "table of contents is too long"),
     "bomb": (with_file("log.txt", b"0" * 8_000_000), "200 times its size"),
     "size declared too small": (patched("iterations.csv", "<I", 22, 24, 3), r"'iterations\.csv' is damaged"),
@@ -566,6 +584,24 @@ FILES_WRONG = {
     "cases with many columns": (with_file("cases.csv", ",".join(map(str, range(1001)))), r"cases\.csv is not readable"),
     "checkpoints that are binary": (with_file("checkpoints.csv", b"\xff\n"), r"checkpoints\.csv is not readable"),
     "paper's rows that are binary": (with_file("beside_paper.csv", b"\xff\n"), r"beside_paper\.csv is not readable"),
+    "records that are an object": (with_file("records.json", json.dumps(FACT)), r"records\.json holds no list"),
+    "records cut off": (with_file("records.json", json.dumps([FACT])[:-9]), r"records\.json could not be read as JSON"),
+    "records in Latin-1": (with_file("records.json", '["ä"]'.encode("latin-1")), r"records\.json could not be read"),
+    "records that are a pickle": (with_file("records.json", pickle.dumps(Trap())), r"records\.json could not be read"),
+    "records nested deeply": (with_file("records.json", nested(65)), r"records\.json is nested too deeply"),
+    "records nested beyond the stack": (with_file("records.json", nested(100_000)), r"records\.json could not be read"),
+    "rounds that are a list": (with_file("rounds.json", json.dumps([ROUNDS])), r"rounds\.json holds no object"),
+    "rounds that are no JSON": (with_file("rounds.json", "{"), r"rounds\.json could not be read as JSON"),
+    "rounds without proofs": (with_rounds(proofs=KeyError), r"rounds\.json tells no rounds"),
+    "rounds with a proof too few": (with_rounds(proofs=[]), r"rounds\.json tells no rounds"),
+    "rounds with half a proof": (with_rounds(proofs=[[{"parameter": "w"}]]), r"rounds\.json tells no rounds"),
+    "rounds with a rank that is text": (with_rounds(proofs=[[{**PROOF, "rank": "x"}]]), "tells no rounds"),
+    "rounds with an endless rank": (with_rounds(proofs=[[{**PROOF, "rank": float("inf")}]]), "tells no rounds"),
+    "rounds with a loss that is text": (with_rounds(histories=[[{"kl": "x"}]]), r"rounds\.json tells no rounds"),
+    "rounds with steps in an object": (with_rounds(histories=[{"target": 1}]), r"rounds\.json tells no rounds"),
+    "rounds with notes that are text": (with_rounds(notes="ab"), r"rounds\.json tells no rounds"),
+    "rounds without a clock": (with_rounds(seconds=None), r"rounds\.json tells no rounds"),
+    "rounds nested deeply": (with_rounds(notes=json.loads(nested(64))), r"rounds\.json is nested too deeply"),
     "probes that are text": (with_file("probes.parquet", "k,p\n1,2\n"), r"probes\.parquet is not readable"),
     "probes that are a pickle": (with_file("probes.parquet", pickle.dumps(Trap())), r"probes\.parquet is not readable"),
     "probes cut off": (with_file("probes.parquet", parquet(probes())[:-40]), r"probes\.parquet is not readable"),
@@ -589,6 +625,35 @@ FILES_WRONG = {
     "edit with parts missing": (safetensors(format="editscope-delta-1"), "not readable as an edit"),
     "edit with deep provenance": (safetensors(format="editscope-delta-1", provenance=nested(100_000)), "as an edit"),
 }
+
+
+RECORDS_WRONG = {
+    "no record": "[]",
+    "numbers": "[1, 2]",
+    "without a prompt": json.dumps([{"subject": "Zoë", "target_new": "Rome"}]),
+    "with an unknown field": json.dumps([{**FACT, "colour": "red"}]),
+    "with markup": json.dumps([{**FACT, "subject": "<script>x</script>"}]),
+    "with a number for a text": json.dumps([{**FACT, "generation_prompts": [5]}]),
+    "with a text for a truth value": json.dumps([{**FACT, "compare": "no"}]),
+    "with a probe without an answer": json.dumps([{**FACT, "neighbors": [{"prompt": "a; b"}]}]),
+    "with one id twice": json.dumps([FACT, {**FACT, "target_new": "Paris; or so"}]),
+    "good and bad": json.dumps([FACT, {**FACT, "case_id": 2, "prompt": "no place"}]),
+}
+
+
+@pytest.mark.parametrize("records", RECORDS_WRONG.values(), ids=RECORDS_WRONG)
+def test_a_run_with_what_is_no_record_is_refused(packed, root, records):
+    with_file("records.json", records)(packed)
+    assert_refused(packed, root, r"The bundle's records\.json holds what is no record", import_run)
+
+
+def test_a_run_with_good_records_or_none_is_imported(run, packed, root, tmp_path):
+    folder = import_run(packed, root)
+    assert folder.status == "done"
+    assert [p.name for p in root.iterdir()] == [folder.id] != [run.name]
+    (run / "records.json").unlink()
+    pack(run, tmp_path / "older.zip")
+    assert import_run(tmp_path / "older.zip", root).id != folder.id
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:30]))
@@ -635,6 +700,7 @@ def test_a_name_may_not_become_another_one(name):
         ("MAX_BYTES", 3000, "3,000 bytes in all are allowed"),
         ("MAX_RATIO", 1, "1 times its size"),
         ("MAX_JSON", 200, r"json is too large"),
+        ("MAX_RECORDS", 20, r"records\.json is too large"),
         ("MAX_DEPTH", 4, r"run\.json is nested too deeply"),
         ("MAX_TABLE", 20, r"iterations\.csv is not readable as CSV"),
         ("MAX_COLUMNS", 1, r"iterations\.csv is not readable as CSV"),

@@ -4,9 +4,11 @@ import copy
 import json
 import sys
 import types
+from dataclasses import replace
 
 import pytest
 
+from editing_core import paths
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
 from editing_core.data.problems import BadRecords
 from editing_core.errors import BadRequest, UnknownName
@@ -427,6 +429,24 @@ def test_bundled_parts():
     assert load_dataset("pocket-facts:test") == test
     assert not {r.case_id for r in test} & {r.case_id for r in tune}
     assert all(len(r.neighbors) == 10 and r.neighbors[0].subject for r in test)
+
+
+def test_the_whole_bundled_file_is_a_part():
+    """For a thousand edits at once; the parts it is made of keep their records and the order of the file."""
+    every = load_dataset("pocket-facts:all")
+    ids = [r.case_id for r in every]
+    file = json.loads((paths.assets() / "benchmark" / "pocket-facts.json").read_text(encoding="utf-8"))
+    assert (every.name, len(every)) == ("pocket-facts:all", 1200)
+    assert ids == [record["case_id"] for record in file]
+    assert len(set(ids)) == 1200
+    for part in ("test", "tune"):
+        own = load_dataset(f"pocket-facts:{part}")
+        taken = {r.case_id for r in own}
+        assert [replace(r, source=own.name) for r in every if r.case_id in taken] == list(own)
+    thousand = sample(every, 1000, 0)
+    assert len({(r.subject, r.prompt) for r in thousand}) == 1000, "no fact is edited twice"
+    assert load_dataset("pocket-facts").name == "pocket-facts:test", "which stays the default"
+    assert "not for quality" in FORMATS["pocket-facts"].description
 
 
 def edits(count):

@@ -125,6 +125,36 @@ def test_prompts_of_equal_length_run_together_without_padding(lm, rows, monkeypa
     assert found == counts
 
 
+def test_when_memory_runs_out_fewer_prompts_run_together_and_say_the_same(lm, rows, monkeypatch):
+    """A device that takes three rows at once."""
+    many = [*PROMPTS, *PROMPTS[:1] * 9]
+    wanted = sample_texts(lm, many, seed=2, length=20)
+    assert max(len(out) for _, out in rows) > 8
+    rows.clear()
+    write = lm.model.generate
+
+    def small(ids, **options):
+        if len(ids) > 3:
+            raise torch.OutOfMemoryError("no room")
+        return write(ids, **options)
+
+    monkeypatch.setitem(lm.model.__dict__, "generate", small)
+    monkeypatch.setattr(lm, "divisor", 1)
+    assert sample_texts(lm, many, seed=2, length=20) == wanted
+    assert lm.divisor == 32
+    assert {len(out) for _, out in rows} == {1, 2}
+
+
+def test_tokens_are_drawn_by_their_probabilities():
+    """Over many chances each of the likeliest comes as often as its share among them, and no other ever."""
+    logits = torch.tensor([0.0, 3.0, -1.0, 2.0, 1.5, 1.0, -4.0])
+    chances = (torch.arange(1000) + 0.5)[:, None] / 1000
+    drawn = generation._Draw(chances)(torch.empty(1000, 0), logits.expand(1000, -1)).argmax(-1)
+    likeliest = logits.topk(TOP_K)
+    shares = torch.zeros(7).scatter(0, likeliest.indices, likeliest.values.softmax(-1))
+    torch.testing.assert_close(drawn.bincount(minlength=7) / 1000, shares, atol=1.1e-3, rtol=0)
+
+
 @torch.no_grad()
 def test_every_token_is_among_the_likeliest(lm, rows):
     """Of about 70 tokens some are not the first choice, and none is below the fifth."""

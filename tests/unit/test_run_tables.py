@@ -265,8 +265,19 @@ def test_without_errors_the_caption_does_not_explain_them():
 def test_notes_are_marked_and_explained():
     runs = [run(0.0, 50.0, chosen=1), run(0.0, 10.0, 20.0, 30.0, trial=1), run(0.0, 1.0, editor="pmet")]
     text = markdown(layout(runs))
-    assert [row["k"] for row in body(text)] == ["0", "1", "2 (a)", "3 (a)", "1"]
+    assert [row["k"] for row in body(text)] == ["0", r"1\*", "2 (a)", r"3\* (a)", r"1\*"]
+    assert "* a trial's result." in text.splitlines()[0].replace("\\", "")
     assert "(a) 1 of 2 trials ended earlier and count with the iteration they chose." in text.splitlines()[0]
+
+
+def test_no_row_is_marked_where_all_are_results():
+    runs = [run(0.0, 10.0, 20.0, chosen=1)]
+    assert layout(runs)["results"].tolist() == [0, 1, 0]
+    assert "<tr class='result'>" in html(layout(runs))
+    only = layout(runs, "chosen")
+    assert only["results"].tolist() == [0, 1]
+    assert "result'" not in html(only)
+    assert "*" not in "".join(row["k"] for row in body(markdown(only)))
 
 
 def test_variants_have_a_column():
@@ -331,12 +342,12 @@ def test_latex_is_rectangular_with_rules_between_blocks():
     assert [row[:4] for row in rows] == [
         ["gpt2-xl", "counterfact", "unedited", "0"],
         ["", "", "memit", "1"],
-        ["", "", "", "2"],
-        ["", "", "pmet", "1"],
+        ["", "", "", "2{*}"],
+        ["", "", "pmet", "1{*}"],
         ["gpt2-xl", "zsre", "unedited", "0"],
-        ["", "", "memit", "1"],
+        ["", "", "memit", "1{*}"],
         ["gpt-j-6b", "counterfact", "unedited", "0"],
-        ["", "", "memit", "1"],
+        ["", "", "memit", "1{*}"],
     ]
     marks = [line if line == r"\midrule" else "row" for line in text.split(r"\toprule")[1].splitlines()[4:]]
     assert marks[:10] == [r"\midrule", *["row"] * 4, r"\midrule", *["row"] * 2, r"\midrule", "row"]
@@ -350,10 +361,10 @@ def test_only_what_follows_an_equal_beginning_is_left_blank():
     rows = [line.split(" & ")[:5] for line in lines_of(latex(layout(runs)))[2:]]
     assert rows == [
         ["gpt2-xl", "counterfact", "unedited", "", "0"],
-        ["", "", "memit", "batch", "1"],
-        ["", "", "pmet", "batch", "1"],
+        ["", "", "memit", "batch", "1{*}"],
+        ["", "", "pmet", "batch", "1{*}"],
         ["", "", "", "single", "1"],
-        ["", "", "", "", "2"],
+        ["", "", "", "", "2{*}"],
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import encode
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
@@ -47,6 +47,7 @@ class Contexts:
         return Contexts(("{}", *prefixed), (0.5, *(0.5 / len(prefixed),) * len(prefixed)))
 
 
+@fitted
 def draw_prefixed(lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed: int) -> tuple[str, ...]:
     """Sample prefixed templates from the model as it is.
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from editing_core import paths
 from editing_core.errors import BadRequest, StatisticsMissing
 from editing_core.models.hooks import stopping_after, watching
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.types import Step, Watch, ignore
 
 log = logging.getLogger(__name__)
@@ -201,6 +201,7 @@ class CovarianceStore:
         os.replace(part, target)
 
 
+@fitted
 @torch.no_grad()
 def _moments(
     lm: LanguageModel, layers: Sequence[int], corpus: Corpus, watch: Watch, tokens_per_batch: int = 4096
@@ -212,7 +213,7 @@ def _moments(
     totals: dict[int, Tensor] = {}
     count = at = 0
     while at < len(rows):
-        size = max(1, tokens_per_batch // len(rows[min(at + 64, len(rows) - 1)]))
+        size = max(1, lm.at_most(tokens_per_batch) // len(rows[min(at + 64, len(rows) - 1)]))
         batch = lm.batch(rows[at : at + size])
         with watching(lm.model, inputs=list(names.values())) as seen, stopping_after(lm.model, names[max(layers)]):
             lm.hidden(batch)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.hooks import stopping_after, watching
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import subject_last
 
 
@@ -37,6 +37,7 @@ class SubjectRows:
         return SubjectRows(tuple(rows), len(contexts))
 
 
+@fitted
 @torch.no_grad()
 def states_at_subject(lm: LanguageModel, rows: SubjectRows, site: str, inputs: bool = False) -> Tensor:
     """(n_records, n_templates, width) float64: output (or input) of module `site` at the subject's end."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.models.language_model import LanguageModel
+from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import Batch, continuation, encode, subject_last
 from editing_core.types import EditRequest
 
@@ -173,6 +173,7 @@ def per_record(values: Tensor, record: Tensor, count: int) -> Tensor:
     return torch.zeros(count, dtype=values.dtype, device=values.device).index_add(0, record, values)
 
 
+@fitted
 @torch.no_grad()
 def log_perplexity(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> tuple[Tensor, Tensor]:
     """Log-perplexities with nothing injected, each (n_records,) float64: over rewriting rows, over all rows.

@@ -1,0 +1,325 @@
+"""The Runs tab: every stored run, several side by side, their cases, and everything that can be taken away."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from components import case_browser, progress_view, run_html, runs_view
+from components.files import Files
+from components.visitor import Visitor
+from editing_core.bench.desk import Desk
+from editing_core.bench.index import BROKEN, Entry
+from editing_core.bench.report import report
+from editing_core.bench.stored import read_all, read_result
+from editing_core.errors import BadRequest, EditingError
+from editing_core.runs.export import write_text
+from editing_core.runs.folder import ENDED, OPEN, RunFolder
+from editing_core.runs.record import RunResult
+from editing_core.runs.tables import Finished, csv, latex, layout, markdown
+
+Values = Mapping[Any, Any]
+Shown = dict[Any, Any]
+MOST_LISTED = 200
+MOST_OPEN = 12
+INTERVAL = 3.0  # seconds between two looks at the list while the tab is shown
+NAMES = ("status", "run", "edits", "k", "efficacy", "score", "seconds", "created", "id")
+WIDTHS: list[str | int] = ["110px", "auto", "60px", "44px", "76px", "68px", "76px", "136px", "156px"]
+NONE = "Click runs in the list to open them here side by side."
+NO_RUNS = "There are no runs yet: start one in the Benchmark tab, or import a bundle."
+TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "CSV": ("editscope-runs.csv", csv),
+    "LaTeX": ("editscope-runs.tex", latex),
+    "Markdown": ("editscope-runs.md", markdown),
+}
+REPORT, BUNDLE = "HTML report", "Run bundle"
+
+
+@dataclass(eq=False)
+class RunsTab:
+    """Widgets and handlers. desk: the stored runs; who asks is told by the visitor's key."""
+
+    desk: Desk
+    visitor: Visitor
+    files: Files = field(default_factory=Files)
+
+    def build(self) -> None:
+        """Place the widgets; call inside the tab."""
+        self.stamp, self.timer = gr.State(""), gr.Timer(INTERVAL, active=False)
+        with gr.Row(elem_classes="es-fields"):
+            self.text = gr.Textbox("", label="Name, id or error contains", max_lines=1, scale=3, elem_id="runs-text")
+            statuses = [("all", ""), *((s, s) for s in (*OPEN, *ENDED, BROKEN))]
+            self.status = gr.Dropdown(statuses, value="", label="Status", scale=1, elem_id="runs-status")
+            self.upload = gr.UploadButton(
+                "Import bundle", file_types=[".zip"], size="sm", scale=0, min_width=120, elem_id="runs-import"
+            )
+        self.message = gr.HTML(elem_id="runs-message")
+        self.listing = gr.Dataframe(
+            headers=list(NAMES),
+            interactive=False,
+            max_height=260,
+            column_widths=WIDTHS,
+            wrap=False,
+            show_label=False,
+            elem_id="runs-list",
+            elem_classes="es-list es-pick",
+        )
+        self.count = gr.HTML(NO_RUNS, elem_id="runs-count", elem_classes="es-hint")
+        # Runs come and go on other pages too, so what is chosen may be none of the choices for a moment.
+        self.opened = gr.Dropdown(
+            [], value=[], multiselect=True, allow_custom_value=True, label="Runs opened", elem_id="runs-opened"
+        )
+        self._build_actions()
+        self.view = runs_view.build("runs", NONE)
+        with gr.Accordion("Differences between the runs' results", open=False, elem_id="runs-differences-box"):
+            self.reference = gr.Dropdown([], label="Compared with", elem_id="runs-reference")
+            self.differences = gr.HTML("", elem_id="runs-differences")
+        self.asked = gr.HTML("", elem_id="runs-asked")
+        self.cases = case_browser.build()
+        if self.desk.public:
+            self._build_key()
+
+    def _build_actions(self) -> None:
+        with gr.Row(elem_classes="es-buttons"):
+            self.takes = {
+                name: gr.Button(name, size="sm", min_width=80, elem_id=f"runs-take-{i}")
+                for i, name in enumerate((*TEXTS, REPORT, BUNDLE))
+            }
+            self.cancel = gr.Button("Cancel", size="sm", min_width=70, elem_id="runs-cancel")
+            self.resume = gr.Button("Resume", size="sm", min_width=70, elem_id="runs-resume")
+            self.delete = gr.Button("Delete", size="sm", variant="stop", min_width=70, elem_id="runs-delete")
+        self.file = gr.DownloadButton("Download", visible="hidden", elem_id="runs-file")
+        with gr.Row(visible=False, elem_id="runs-confirm") as self.confirm:
+            self.question = gr.HTML("")
+            self.sure = gr.Button("Delete for good", variant="stop", size="sm", elem_id="runs-sure", min_width=120)
+            self.keep = gr.Button("Keep", size="sm", elem_id="runs-keep", min_width=70)
+
+    def _build_key(self) -> None:
+        with gr.Accordion("Your key: open your runs from another browser", open=False, elem_id="runs-key-box"):
+            self.key = gr.Textbox("", label="Whoever has it sees your runs", type="password", elem_id="runs-key")
+            with gr.Row(elem_classes="es-buttons"):
+                self.reveal = gr.Button("Show my key", size="sm", elem_id="runs-reveal")
+                self.use = gr.Button("Use this key", size="sm", elem_id="runs-use")
+
+    @property
+    def asking(self) -> set[Any]:
+        """What the list is read by."""
+        return {self.visitor.key, self.text, self.status, self.opened, self.stamp}
+
+    @property
+    def listed(self) -> list[Any]:
+        """What shows the list."""
+        return [self.listing, self.count, self.opened, self.stamp, self.message, self.timer]
+
+    @property
+    def opening(self) -> set[Any]:
+        """What the opened runs are shown by."""
+        return {self.visitor.key, self.opened, self.reference, *self.view.inputs, *self.cases.inputs}
+
+    @property
+    def showing(self) -> list[Any]:
+        """What shows the opened runs."""
+        return [*self.view.outputs, self.reference, self.differences, self.asked, *self.cases.outputs]
+
+    def on_list(self, values: Values) -> Shown:
+        """The list as it is now, where it changed."""
+        try:
+            entries = self.desk.entries(
+                values[self.visitor.key], str(values[self.text] or ""), str(values[self.status] or "")
+            )
+        except EditingError as error:
+            return {self.message: progress_view.error_html(str(error)), self.timer: gr.Timer(active=False)}
+        stamp = str(hash(tuple(entries)))
+        if stamp == values[self.stamp]:
+            return {self.timer: gr.Timer(active=True)}
+        shown = entries[:MOST_LISTED]
+        more = f"{len(entries) - len(shown):,} more; narrow the list to see them." if len(entries) > len(shown) else ""
+        filtered = values[self.text] or values[self.status]
+        known = {entry.id for entry in shown}
+        opened = _ids(values[self.opened])
+        choices = [(entry.name or entry.id, entry.id) for entry in shown] + [(n, n) for n in opened if n not in known]
+        return {
+            self.listing: gr.Dataframe(value=[_row(entry) for entry in shown]),
+            self.count: more if shown else "No run fits." if filtered else NO_RUNS,
+            self.opened: gr.Dropdown(choices),
+            self.stamp: stamp,
+            self.timer: gr.Timer(active=True),
+        }
+
+    def on_leave(self) -> Shown:
+        """Another tab is shown: nobody looks."""
+        return {self.timer: gr.Timer(active=False)}
+
+    def on_pick(self, values: Values, row: gr.SelectData) -> Shown:
+        """A run in the list was clicked: open it, or close it."""
+        name, opened = str(row.row_value[-1]), _ids(values[self.opened])
+        chosen = [n for n in opened if n != name] if name in opened else [*opened, name][-MOST_OPEN:]
+        return {self.opened: gr.Dropdown(value=chosen)}
+
+    def on_open(self, values: Values) -> Shown:
+        """Other runs were opened: show them."""
+        folders = self._folders(values)
+        runs, problems = read_all(folders)
+        ids = [run.id for run in runs]
+        reference = values[self.reference] if values[self.reference] in ids else (ids[0] if ids else None)
+        choices = [(f"{i}. {run.name}", run.id) for i, run in enumerate(runs, start=1)]
+        return {
+            **runs_view.show(self.view, runs, values, problems),
+            self.reference: gr.Dropdown(choices, value=reference),
+            self.differences: _differences(runs, reference),
+            self.asked: "".join(run_html.asked_html(folder, folder.head()) for folder in folders),
+            **case_browser.show_runs(self.cases, runs),
+        }
+
+    def on_view(self, values: Values) -> Shown:
+        """Another metric or kind of rows."""
+        runs, problems = read_all(self._folders(values))
+        return dict(runs_view.show(self.view, runs, values, problems))
+
+    def on_reference(self, values: Values) -> Shown:
+        """The runs against another one."""
+        runs, _ = read_all(self._folders(values))
+        return {self.differences: _differences(runs, values[self.reference])}
+
+    def on_cases(self, values: Values) -> Shown:
+        """Another run's cases, or fewer of them."""
+        name = values[self.cases.run]
+        folder = next((folder for folder in self._folders(values) if folder.id == name), None)
+        return case_browser.show_cases(self.cases, folder, values)
+
+    def case(self, values: Values, row: gr.SelectData) -> RunResult:
+        """The clicked case, as a run of its own; BadRequest where it cannot be opened."""
+        folder = self.desk.folder(values[self.visitor.key], str(values[self.cases.run]))
+        return read_result(folder).only(str(row.row_value[-1]))
+
+    def on_take(self, name: str, values: Values) -> Shown:
+        """Write a file of the opened runs and offer it."""
+        try:
+            path = self._write(name, values)
+        except EditingError as error:
+            return {self.message: progress_view.error_html(str(error)), self.file: gr.DownloadButton(value=None)}
+        return {self.message: "", self.file: gr.DownloadButton(value=str(path))}
+
+    def _write(self, name: str, values: Values) -> Path:
+        folders = self._folders(values)
+        if not folders:
+            raise BadRequest("No run is opened; click one in the list first.")
+        if name == BUNDLE:
+            if len(folders) > 1:
+                raise BadRequest(f"{len(folders)} runs are opened, a bundle holds one; leave one open.")
+            path = self.files.place(f"editscope-run-{folders[0].path.stat().st_ino}.zip")
+            self.desk.export(values[self.visitor.key], folders[0].id, path)
+            return path
+        runs, _ = read_all(folders)
+        if not runs:
+            raise BadRequest("No run opened has finished an iteration yet; wait for one.")
+        heads = {folder.id: folder.head() for folder in folders}
+        if name == REPORT:
+            path, text = self.files.place("editscope-report.html"), report(runs, [heads[run.id] for run in runs])
+        else:
+            file, write = TEXTS[name]
+            rows = str(values[self.view.rows])
+            path, text = self.files.place(file), write(layout(runs, rows))
+        write_text(path, text)
+        return path
+
+    def on_import(self, values: Values) -> Shown:
+        """A bundle was given: it becomes a run, or the reason is told."""
+        try:
+            folder = self.desk.take_in(values[self.visitor.key], Path(values[self.upload]))
+        except EditingError as error:
+            return {self.message: progress_view.error_html(str(error))}
+        opened = [*_ids(values[self.opened]), folder.id][-MOST_OPEN:]
+        return {
+            self.message: progress_view.note_html("Imported; the run is opened below."),
+            self.opened: opened,
+        }
+
+    def on_cancel(self, values: Values) -> Shown:
+        """Ask the opened runs that wait or go on to stop."""
+        return self._do(values, lambda key, ids: f"{self.desk.cancel(key, ids)} cancelled; what was finished is kept.")
+
+    def on_resume(self, values: Values) -> Shown:
+        """Put the opened runs that ended early back into the queue."""
+
+        def resume(key: str, ids: list[str]) -> str:
+            for name in ids:
+                self.desk.resume(key, name)
+            return "Resumed; see the Benchmark tab."
+
+        return self._do(values, resume)
+
+    def on_delete(self, values: Values) -> Shown:
+        """Delete was pressed: ask before anything is gone."""
+        count = len(_ids(values[self.opened]))
+        if not count:
+            return {self.message: progress_view.error_html("No run is opened; click one in the list first.")}
+        runs = "this run" if count == 1 else f"these {count} runs"
+        question = progress_view.error_html(f"Delete {runs} for good? There is no way back.")
+        return {self.confirm: gr.Row(visible=True), self.question: question}
+
+    def on_sure(self, values: Values) -> Shown:
+        """Yes, delete."""
+
+        def delete(key: str, ids: list[str]) -> str:
+            self.desk.delete(key, ids)
+            return "Deleted."
+
+        return {self.confirm: gr.Row(visible=False), **self._do(values, delete, close=True)}
+
+    def on_keep(self) -> Shown:
+        """No, keep them."""
+        return {self.confirm: gr.Row(visible=False)}
+
+    def on_key(self, values: Values) -> Shown:
+        """Another key was given: from now on its runs are shown."""
+        try:
+            self.desk.owner(values[self.key])
+        except EditingError as error:
+            return {self.message: progress_view.error_html(str(error))}
+        return {self.visitor.key: values[self.key], self.opened: [], self.message: ""}
+
+    def _do(self, values: Values, action: Callable[[str, list[str]], str], close: bool = False) -> Shown:
+        """Do something with the opened runs and say so; close: they are gone then."""
+        ids = _ids(values[self.opened])
+        try:
+            if not ids:
+                raise BadRequest("No run is opened; click one in the list first.")
+            told = progress_view.note_html(action(values[self.visitor.key], ids))
+        except EditingError as error:
+            return {self.message: progress_view.error_html(str(error))}
+        return {self.message: told, **({self.opened: []} if close else {})}
+
+    def _folders(self, values: Values) -> list[RunFolder]:
+        """The opened runs that are there, readable and the visitor's own."""
+        found = []
+        for name in _ids(values[self.opened]):
+            try:
+                folder = self.desk.folder(values[self.visitor.key], name)
+                folder.head()
+                found.append(folder)
+            except EditingError:
+                continue
+        return found
+
+
+def _ids(value: Any) -> list[str]:
+    return [str(name) for name in value[:MOST_OPEN]] if isinstance(value, list) else []
+
+
+def _row(entry: Entry) -> list[Any]:
+    """A line of the list."""
+    shares = ["" if share is None else f"{share:.1f} %" for share in (entry.efficacy, entry.score)]
+    seconds = "" if entry.seconds is None else f"{entry.seconds:.3g}"
+    created = entry.created[:16].replace("T", " ")
+    counts = ["" if n is None else n for n in (entry.n_edits, entry.chosen)]
+    return [run_html.sign(entry.status), entry.name or entry.error, *counts, *shares, seconds, created, entry.id]
+
+
+def _differences(runs: list[Finished], reference: Any) -> str:
+    """The table of differences, or why there is none."""
+    if len(runs) < 2:
+        return "<div class='es-hint'>Open two runs or more to compare them.</div>"
+    return run_html.differences_html(runs, str(reference))
