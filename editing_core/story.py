@@ -20,7 +20,8 @@ from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import Proof, WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.journal import Journal, Unit
+from editing_core.runs.journal import Journal, Tables, Unit
+from editing_core.runs.record import Rounds
 from editing_core.types import EditRequest, Row, Step, Watch
 
 OPTIMISED, SPREAD = "log_p_optimised", "log_p_spread"
@@ -50,6 +51,8 @@ class Story:
         self.probes: list[pd.DataFrame] = []
         self.cases: list[Row] = []
         self.proofs: list[tuple[Proof, ...]] = []
+        self.histories: list[tuple[dict[str, float], ...]] = []
+        self.notes: list[str] = []
 
     @property
     def elapsed(self) -> float:
@@ -97,6 +100,8 @@ class Story:
             }
         self.cases += told
         self.proofs.append(tuple(done.delta.proofs(self.lm.model)))
+        self.histories.append(log.history)
+        self.notes += done.outcome.notes
         self._keep(done.k, _unit_of(done), told)
         self.watch(Step("iteration", done.k, done.k, round=done.k, terms={"delta_ppl": done.delta_ppl}))
         return row
@@ -107,6 +112,13 @@ class Story:
         if self.cases:
             table = table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left")
         return in_order(table)
+
+    def tables(self) -> Tables:
+        """All that was measured so far."""
+        elapsed, notes = self.elapsed, tuple(dict.fromkeys(self.notes))
+        rounds = Rounds(tuple(self.histories), tuple(self.proofs), notes, elapsed, elapsed - self.seconds)
+        cases = pd.DataFrame(self.cases or {"k": []})
+        return Tables(self.table(), pd.concat(self.probes, ignore_index=True), cases, rounds=rounds)
 
     def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
         """Measure the model with an edit on."""
@@ -120,7 +132,11 @@ class Story:
         return self.iterations[-1]
 
     def _keep(self, k: int, unit: Unit, cases: list[Row] | None = None) -> None:
-        """Into the journal: the round's own parts with what was measured after it."""
+        """Into the journal: the round's own parts with what was measured after it.
+
+        Shown first, so that a stop in between loses no row.
+        """
+        self.journal.show(self.tables)
         facts = {**unit.facts, "row": self.iterations[-1], "cases": cases or []}
         facts |= {"proofs": [asdict(p) for p in self.proofs[-1]] if k else []}
         facts |= {"seconds": self.seconds, "elapsed": self.elapsed}
@@ -134,6 +150,8 @@ class Story:
         self.cases += facts["cases"]
         if facts["row"]["k"]:
             self.proofs.append(tuple(Proof(**p) for p in facts["proofs"]))
+            self.histories.append(tuple(facts["history"]))
+            self.notes += facts["notes"]
         self.seconds = facts["seconds"]
         self.before, self.started = facts["elapsed"], time.perf_counter()
         return self.iterations[-1]
@@ -144,6 +162,11 @@ class Story:
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
+
+
+def has_begun(journal: Journal) -> bool:
+    """Whether a story that keeps its chapters there has one to recall."""
+    return journal.find(_name(0)) is not None
 
 
 def _name(k: int) -> str:

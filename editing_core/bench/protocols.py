@@ -12,10 +12,12 @@ Definitions: MEMIT (arXiv:2210.07229), AlphaEdit (arXiv:2410.02355), Yao et al. 
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
+from editing_core.conventions import Conventions
 from editing_core.editors.iterative import Iterative, Round
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.evaluation.cases import case_rows, underedit_counts
@@ -23,15 +25,16 @@ from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.journal import NOTHING_KEPT, Journal, Unit, Within
+from editing_core.runs.journal import NOTHING_KEPT, Journal, Tables, Unit, Within
 from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
-from editing_core.story import Stage
+from editing_core.story import Stage, has_begun
 from editing_core.types import EditRequest, Row, Watch, ignore, noting
 
 PROTOCOLS = ("batch", "single", "sequential")
 PERPLEXITIES = ("ppl_optimised", "ppl_spread")
+SHOWN = 20  # times that tables of many single records are shown on the way
 
 
 @dataclass(frozen=True)
@@ -157,37 +160,48 @@ def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journ
 
 def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
     runs: list[RunResult] = []
+    together = partial(_together, runs, stage.evaluator.conventions)
     for number, request in enumerate(stage.requests):
         stage.editor.forget()
         at = f"record {number + 1} of {len(stage.requests)}"
         alone, own = replace(stage, requests=(request,), notes=()), Within(journal, f"record-{number}")
+        # Tables of records that are only recalled would be shorter than those that were shown already.
+        new = not has_begun(own)
         runs.append(run_stage(alone, plan, noting(watch, at), journal=own))
-    last = max(1, *(run.last for run in runs))
-    probes, cases, rows = [], [], []
-    for k in range(last + 1):
-        # A record that stopped stays as it is; one that a guard took back is unedited.
-        now = pd.concat([run.probes_at(_held(run, k)) for run in runs], ignore_index=True).assign(k=k)
-        probes.append(now)
-        rows.append({"k": k, **summarize(now, probes[0], k, stage.evaluator.conventions), **_perplexities(runs, k)})
-        if k:
-            cases += [row for run in runs for row in _case_at(run, k)]
-    table = in_order(pd.DataFrame(rows).merge(underedit_counts(pd.DataFrame(cases)), on="k", how="left"))
+        if new and len(runs) % max(1, len(stage.requests) // SHOWN) == 0:
+            journal.show(together)
+    tables = together()
     fired = sum(run.converged for run in runs)
     return Benchmark(
         plan,
         protocol,
         stage.requests,
-        table,
-        pd.concat(probes, ignore_index=True),
-        pd.DataFrame(cases),
+        tables.iterations,
+        tables.probes,
+        tables.cases,
         tuple({"case_ids": [r.requests[0].case_id], "k": r.chosen, "rule": r.decision.rule} for r in runs),
-        last,
+        len(tables.iterations) - 1,
         f"The rule fired for {fired} of {len(runs)} records, each edited alone.",
         sum(run.seconds for run in runs),
         sum(run.edit_seconds for run in runs),
         runs[0].contexts,
         notes=tuple(dict.fromkeys((*stage.notes, *(note for run in runs for note in run.notes)))),
     )
+
+
+def _together(runs: Sequence[RunResult], conventions: Conventions) -> Tables:
+    """The tables of records that were each edited alone, any number of them from 1."""
+    probes, cases, rows = [], [], []
+    for k in range(max(1, *(run.last for run in runs)) + 1):
+        # A record that stopped stays as it is; one that a guard took back is unedited.
+        now = pd.concat([run.probes_at(_held(run, k)) for run in runs], ignore_index=True).assign(k=k)
+        probes.append(now)
+        rows.append({"k": k, **summarize(now, probes[0], k, conventions), **_perplexities(runs, k)})
+        if k:
+            cases += [row for run in runs for row in _case_at(run, k)]
+    told = pd.DataFrame(cases)
+    table = pd.DataFrame(rows).merge(underedit_counts(told), on="k", how="left")
+    return Tables(in_order(table), pd.concat(probes, ignore_index=True), told)
 
 
 def _held(run: RunResult, k: int) -> int:
@@ -212,9 +226,8 @@ def _case_at(run: RunResult, k: int) -> list[Row]:
 
 
 def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
-    lm, evaluator, size = stage.lm, stage.evaluator, protocol.chunk
-    before = evaluator.score(lm, stage.requests)
-    collapse = evaluator.collapse(lm)
+    lm, size = stage.lm, protocol.chunk
+    before = _measured(stage, stage.requests)
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
     total, stops, checkpoints, edit_seconds = WeightDelta(), [], [], 0.0
@@ -228,10 +241,12 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
             total += unit.delta
             with total.applied(lm.model):
                 _settle(stage, chunk, unit)
-                rows = [_checkpoint(stage, chunk, before, len(so_far), "just after")]
+                rows = [_checkpoint(stage, stage.evaluator.score(lm, chunk), before, len(so_far), "just after")]
                 if number in wanted:
-                    row = _checkpoint(stage, so_far, before, len(so_far), "so far")
-                    rows.append({**row, "collapse_ppl": evaluator.collapse(lm)})
+                    now = _measured(stage, so_far)
+                    row = _checkpoint(stage, now.probes, before, len(so_far), "so far")
+                    rows.append({**row, "collapse_ppl": now.collapse_ppl})
+                    journal.show(partial(_two_moments, stage, before, now, [*checkpoints, *rows]))
             unit = replace(unit, facts={**unit.facts, "checkpoints": rows})
             journal.keep(name, unit)
         else:
@@ -243,18 +258,14 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
         notes += unit.facts["notes"]
         edit_seconds += unit.facts["seconds"]
     with total.applied(lm.model):
-        now, broken = evaluator.score(lm, stage.requests), evaluator.collapse(lm)
-    rows = [
-        {"k": k, **summarize(table, before, k, evaluator.conventions), "collapse_ppl": ppl}
-        for k, table, ppl in ((0, before, collapse), (1, now, broken))
-    ]
+        tables = _two_moments(stage, before, _measured(stage, stage.requests), checkpoints)
     return Benchmark(
         plan,
         protocol,
         stage.requests,
-        in_order(pd.DataFrame(rows)),
-        pd.concat([t.assign(k=k)[["k", *t.columns]] for k, t in enumerate((before, now))], ignore_index=True),
-        pd.DataFrame(case_rows(1, now, before, broken, collapse)[0]),
+        tables.iterations,
+        tables.probes,
+        tables.cases,
         tuple(stops),
         1,
         f"{len(chunks)} chunks were edited one after the other.",
@@ -262,9 +273,44 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
         edit_seconds,
         stage.editor.objective.contexts.templates,
         total,
-        checkpoints=pd.DataFrame(checkpoints),
+        checkpoints=tables.checkpoints,
         notes=tuple(dict.fromkeys(notes)),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Moment:
+    """What a model was at one moment: its probe table of some records, its perplexity of the held-out texts."""
+
+    probes: pd.DataFrame
+    collapse_ppl: float
+
+
+def _measured(stage: Stage, requests: Sequence[EditRequest]) -> _Moment:
+    """The model as it is now."""
+    return _Moment(stage.evaluator.score(stage.lm, requests), stage.evaluator.collapse(stage.lm))
+
+
+def _two_moments(stage: Stage, before: _Moment, now: _Moment, checkpoints: Sequence[Row]) -> Tables:
+    """The unedited model as row 0, and as row 1 that with the edits so far on; of the records of `now`."""
+    first = replace(before, probes=_rows_of(before.probes, now.probes))
+    moments, conventions = list(enumerate((first, now))), stage.evaluator.conventions
+    rows = [
+        {"k": k, **summarize(m.probes, first.probes, k, conventions), "collapse_ppl": m.collapse_ppl}
+        for k, m in moments
+    ]
+    cases, _ = case_rows(1, now.probes, first.probes, now.collapse_ppl, first.collapse_ppl)
+    return Tables(
+        in_order(pd.DataFrame(rows)),
+        pd.concat([m.probes.assign(k=k)[["k", *m.probes.columns]] for k, m in moments], ignore_index=True),
+        pd.DataFrame(cases),
+        pd.DataFrame(checkpoints),
+    )
+
+
+def _rows_of(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a probe table that another one has of some of its records."""
+    return before[before["case_id"].isin(set(now["case_id"]))].reset_index(drop=True)
 
 
 def _chunk_unit(stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch) -> Unit:
@@ -290,13 +336,9 @@ def _settle(stage: Stage, chunk: Sequence[EditRequest], unit: Unit) -> None:
         stage.editor.settle(stage.lm, chunk)
 
 
-def _checkpoint(
-    stage: Stage, requests: Sequence[EditRequest], before: pd.DataFrame, done: int, when: str
-) -> dict[str, Any]:
-    """The metrics of some records with the edits so far on."""
-    ids = {r.case_id for r in requests}
-    then = before[before["case_id"].isin(ids)].reset_index(drop=True)
-    now = stage.evaluator.score(stage.lm, requests)
+def _checkpoint(stage: Stage, now: pd.DataFrame, before: _Moment, done: int, when: str) -> Row:
+    """The metrics of the records of `now`, measured with the edits so far on."""
+    then = _rows_of(before.probes, now)
     return {"n_edits": done, "when": when, **summarize(now, then, 1, stage.evaluator.conventions)}
 
 

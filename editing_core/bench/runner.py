@@ -14,27 +14,23 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.files import summary, write_probes, write_records, write_rounds, write_tables
+from editing_core.bench.files import CASES, ITERATIONS, summary, write_probes, write_records, write_rounds, write_tables
 from editing_core.bench.work import Work, perform
 from editing_core.errors import BadRequest, Cancelled, EditingError
-from editing_core.evaluation.cases import underedit_counts
-from editing_core.evaluation.metrics import in_order
-from editing_core.models.delta import Proof
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.export import write_text
 from editing_core.runs.folder import CANCELLED, DONE, FAILED, OPEN, RUNNING, UNITS, RunFolder, now
-from editing_core.runs.journal import FolderJournal, Unit
-from editing_core.runs.record import Rounds, versions
+from editing_core.runs.journal import FolderJournal, Showing
+from editing_core.runs.record import versions
 from editing_core.story import Stage
 from editing_core.types import Step
 
@@ -48,54 +44,19 @@ Load = Callable[[str, str], LanguageModel]
 
 
 class LiveJournal(FolderJournal):
-    """A folder journal whose finished iterations stand as tables beside it, so that nothing is left to do at a stop."""
+    """A folder journal that keeps what is shown as files beside it, so that nothing is left to do at a stop."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self._chapters: dict[str, Unit] = {}
-
-    def find(self, name: str) -> Unit | None:
-        """The unit, which the tables need as well."""
-        unit = super().find(name)
-        if unit:
-            self._take(name, unit)
-        return unit
-
-    def keep(self, name: str, unit: Unit) -> None:
-        """Keep a unit; with an iteration the tables grow, and before, so that a stop in between loses no row."""
-        if self._take(name, unit):
-            self._write()
-        super().keep(name, unit)
-
-    def _take(self, name: str, unit: Unit) -> bool:
-        chapter = name.startswith("iteration-")
-        if chapter:
-            self._chapters[name] = unit
-        return chapter
-
-    def _write(self) -> None:
-        units, place = list(self._chapters.values()), self.folder.parent
-        rows = pd.DataFrame([unit.facts["row"] for unit in units])
-        cases = pd.DataFrame([row for unit in units for row in unit.facts["cases"]] or {"k": []})
-        if len(cases):
-            rows = rows.merge(underedit_counts(cases), on="k", how="left")
-        write_probes(pd.concat([unit.tables["probes"] for unit in units], ignore_index=True), place)
-        write_text(place / "cases.csv", cases.to_csv(index=False))
-        write_rounds(rounds_of([unit.facts for unit in units]), place)
+    def show(self, so_far: Showing) -> None:
+        """Write the tables, each whole or not at all."""
+        tables, place = so_far(), self.folder.parent
+        write_probes(tables.probes, place)
+        write_text(place / CASES, tables.cases.to_csv(index=False))
+        if tables.rounds is not None:
+            write_rounds(tables.rounds, place)
+        if tables.checkpoints is not None:
+            write_text(place / "checkpoints.csv", tables.checkpoints.to_csv(index=False))
         # The last, because readers begin with it: what it has a row for stands in the others already.
-        write_text(place / "iterations.csv", in_order(rows).to_csv(index=False))
-
-
-def rounds_of(chapters: Sequence[Mapping[str, Any]]) -> Rounds:
-    """From the facts of the units of finished iterations, that of the unedited model first."""
-    edited, last = chapters[1:], chapters[-1]
-    return Rounds(
-        histories=tuple(tuple(facts["history"]) for facts in edited),
-        proofs=tuple(tuple(Proof(**row) for row in facts["proofs"]) for facts in edited),
-        notes=tuple(dict.fromkeys(note for facts in edited for note in facts["notes"])),
-        seconds=last["elapsed"],
-        edit_seconds=last["elapsed"] - last["seconds"],
-    )
+        write_text(place / ITERATIONS, tables.iterations.to_csv(index=False))
 
 
 class Teller:

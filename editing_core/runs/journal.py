@@ -1,12 +1,14 @@
 """Journal: the finished pieces of a long run, each one file, so that an interrupted run goes on from there.
 
+Beside them it is shown what they add up to so far, as tables for whoever looks on; a run never reads those again.
+
 A unit is written whole or not at all. Numbers come back as they went in: tensors bit by bit, tables and facts
 through JSON, whose decimal digits name every float64 exactly.
 """
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +21,7 @@ from torch import Tensor
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
 from editing_core.runs.export import whole
+from editing_core.runs.record import Rounds
 
 FORMAT = "editscope-unit-1"
 DELTA, TENSOR = "delta|", "tensor|"
@@ -34,6 +37,24 @@ class Unit:
     delta: WeightDelta = field(default_factory=WeightDelta)
 
 
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What is known of the records that are done.
+
+    iterations, probes, cases: as in RunResult. checkpoints: of a sequence, as in Benchmark. rounds: of one edit of all.
+    """
+
+    iterations: pd.DataFrame
+    probes: pd.DataFrame
+    cases: pd.DataFrame
+    checkpoints: pd.DataFrame | None = None
+    rounds: Rounds | None = None
+
+
+Showing = Callable[[], Tables]
+"""Makes the tables of what is done so far; called at once or not at all."""
+
+
 class Journal(Protocol):
     """Where units are kept, by a name that is unique within the run."""
 
@@ -43,6 +64,10 @@ class Journal(Protocol):
 
     def keep(self, name: str, unit: Unit) -> None:
         """Keep a finished unit."""
+        ...
+
+    def show(self, so_far: Showing) -> None:
+        """Show what is done so far, in place of what was shown before."""
         ...
 
 
@@ -56,6 +81,9 @@ class NoJournal:
 
     def keep(self, _name: str, _unit: Unit) -> None:
         """Nothing is kept."""
+
+    def show(self, _so_far: Showing) -> None:
+        """Nothing is shown."""
 
 
 NOTHING_KEPT = NoJournal()
@@ -79,6 +107,9 @@ class FolderJournal:
             with part.open("rb") as file:
                 os.fsync(file.fileno())
 
+    def show(self, _so_far: Showing) -> None:
+        """Nothing is shown: units are all that is in the folder."""
+
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
@@ -97,6 +128,9 @@ class Within:
     def keep(self, name: str, unit: Unit) -> None:
         """Keep it under the part's name."""
         self.journal.keep(f"{self.name}.{name}", unit)
+
+    def show(self, _so_far: Showing) -> None:
+        """Nothing is shown: tables of a part would stand for the whole run."""
 
 
 def write_unit(unit: Unit, path: Path) -> None:

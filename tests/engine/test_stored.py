@@ -20,7 +20,7 @@ from editing_core.data.datasets import load_dataset
 from editing_core.data.table import write_requests
 from editing_core.errors import BadRequest, EditingError
 from editing_core.runs.bundle import pack
-from editing_core.runs.folder import CANCEL, CANCELLED, DONE, RUNNING, UNITS, RunFolder
+from editing_core.runs.folder import CANCEL, CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, UNITS, RunFolder
 from editing_core.runs.record import Rounds
 from editing_core.session import run_edit
 from editing_core.types import EditRequest, Probe
@@ -178,10 +178,21 @@ def test_one_case_is_a_run_of_its_own(plain):
         stored.only("x")
 
 
+def test_a_run_does_not_go_on_with_other_presets(cancelled, pocket):
+    plan = cancelled.head()["plan"]
+    cancelled.queue()
+    cancelled.update(plan={**plan, "settings": {**plan["settings"], "steps": 99}})
+    assert work_on(cancelled, lambda *_: pocket) == FAILED
+    assert "presets have changed" in cancelled.head()["error"]
+    cancelled.queue()
+    cancelled.update(plan=plan)
+    assert work_on(cancelled, lambda *_: pocket) == DONE
+
+
 def test_a_cancelled_run_opens_with_what_it_finished(cancelled, pocket):
     stored = read_result(cancelled)
-    same(stored, fresh(pocket, SMALL, iterations=1), "plan", "decision", "contexts")
-    assert (stored.plan, stored.contexts) == (SMALL.plan, ())
+    same(stored, fresh(pocket, SMALL, iterations=1), "plan", "decision")
+    assert stored.plan == SMALL.plan
     assert (stored.chosen, stored.decision.rule, stored.converged) == (1, CANCELLED, False)
     assert stored.stopped == "The run was cancelled; iteration 1 of at most 2 is the last that was finished."
     with pytest.raises(BadRequest, match="of iteration 1 were not kept"):
@@ -190,7 +201,7 @@ def test_a_cancelled_run_opens_with_what_it_finished(cancelled, pocket):
 
 def test_a_rule_that_fired_decides_before_there_is_a_result(cancelled):
     config = replace(SMALL, stop="perplexity", tolerance=1e6)
-    cancelled.update(config=config.to_json())
+    cancelled.update(config=config.to_json(), plan=None)
     assert read_result(cancelled).decision.rule == "perplexity"
 
 
@@ -219,7 +230,8 @@ def test_records_are_there_before_anything_is_measured(tmp_path, pocket, monkeyp
 
     monkeypatch.setattr(LiveJournal, "keep", keep)
     folder = RunFolder.create(tmp_path, SMALL.to_json())
-    assert work_on(folder, lambda *_: pocket) == CANCELLED
+    work_on(folder, lambda *_: pocket)
+    assert folder.status == INTERRUPTED, "nobody cancelled it, so its machine must have gone down"
     assert folder.head()["revision"] == pocket.revision
     with pytest.raises(BadRequest, match="has finished no iteration yet"):
         read_result(folder)
