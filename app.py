@@ -62,7 +62,7 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     """The page with its tabs. desk: the stored runs, by default all of this machine's."""
     host, desk, store = host or ModelHost(), desk or Desk(paths.runs()), CovarianceStore()
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
-        top, who = header.build(), visitor.build()
+        top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
         edit = EditTab(host, store, top)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
         with gr.Tabs(selected="edit") as tabs:
@@ -309,7 +309,10 @@ def warm(host: ModelHost, store: CovarianceStore) -> None:
 def options() -> argparse.Namespace:
     """What the page is started with."""
     parser = argparse.ArgumentParser(description="EditScope: edit facts in a language model and see what else changed.")
-    parser.add_argument("--public", action="store_true", help="visitors see their own runs only, within limits")
+    space = "SPACE_ID" in os.environ  # a Hugging Face Space has visitors
+    parser.add_argument(
+        "--public", action="store_true", default=space, help="visitors see their own runs only, within limits"
+    )
     parser.add_argument("--executor", default="local", help="what does full-scale runs: local or ray[:ADDRESS]")
     parser.add_argument("--root", type=Path, default=paths.runs(), help="where full-scale runs are kept")
     return parser.parse_args()

@@ -23,7 +23,7 @@ Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 AWAKE, ASLEEP = 1.0, 5.0  # seconds between two looks: while something shown goes on, and while nothing does
 MOST_SHOWN = 24
-HINT = "Choose what to run and press Start: curves and table grow while the runs go on."
+HINT = "Press Start: curves grow with the runs."
 
 
 @dataclass(eq=False)

@@ -22,13 +22,14 @@ class Header:
     load: gr.Button
 
 
-def build() -> Header:
-    """Place the header's widgets."""
+def build(largest: float | None = None) -> Header:
+    """Place the header's widgets. largest: parameters of the largest model on offer, None for all models."""
     with gr.Row(elem_classes="es-header"):
         gr.HTML(NAME)
         choices = [
             (f"{row.name} ({_size(row.parameters)}{', bundled' if row.bundled else ''})", row.name)
             for row in CATALOG.values()
+            if largest is None or row.parameters <= largest
         ]
         model = gr.Dropdown(
             choices,

@@ -27,7 +27,7 @@ MOST_OPEN = 12
 INTERVAL = 3.0  # seconds between two looks at the list while the tab is shown
 NAMES = ("status", "run", "edits", "k", "efficacy", "score", "seconds", "created", "id")
 WIDTHS: list[str | int] = ["110px", "auto", "60px", "44px", "76px", "68px", "76px", "136px", "156px"]
-NONE = "Click runs in the list to open them here side by side."
+NONE = "Click runs in the list to open them here."
 NO_RUNS = "There are no runs yet: start one in the Benchmark tab, or import a bundle."
 TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "CSV": ("editscope-runs.csv", csv),
