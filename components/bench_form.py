@@ -123,6 +123,7 @@ def _build_more() -> dict[str, Any]:
             placeholder="[editor.memit]\nsettings = { steps = 20 }",
             lines=3,
             max_lines=8,
+            max_length=5000,
             elem_id="bench-settings",
         )
     with gr.Accordion("The same from the command line", open=False, elem_id="bench-file-box"):

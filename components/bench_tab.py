@@ -22,7 +22,7 @@ from editing_core.runs.folder import CANCELLED, FAILED, INTERRUPTED, OPEN, QUEUE
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 AWAKE, ASLEEP = 1.0, 5.0  # seconds between two looks: while something shown goes on, and while nothing does
-MOST_SHOWN = 24
+MOST_SHOWN = 60  # runs; a page that shows more is read by nobody
 HINT = "Press Start: curves grow with the runs."
 
 
@@ -139,7 +139,7 @@ class BenchTab:
     def on_cancel(self, values: Values) -> Shown:
         """Ask the shown runs that wait or go on to stop."""
         try:
-            count = self.desk.cancel(values[self.visitor.key], _ids(values[self.shown]))
+            count = self.desk.cancel(values[self.visitor.key], [folder.id for folder in self._folders(values)])
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
         told = f"{_runs(count)} cancelled; what was finished is kept." if count else "None of the runs shown goes on."

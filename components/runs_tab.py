@@ -23,7 +23,7 @@ from editing_core.runs.tables import Finished, csv, latex, layout, markdown
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
 MOST_LISTED = 200
-MOST_OPEN = 12
+MOST_OPEN = 60
 INTERVAL = 3.0  # seconds between two looks at the list while the tab is shown
 NAMES = ("status", "run", "edits", "k", "efficacy", "score", "seconds", "created", "id")
 WIDTHS: list[str | int] = ["110px", "auto", "60px", "44px", "76px", "68px", "76px", "136px", "156px"]

@@ -120,6 +120,9 @@ class Desk:
     def accept(self, file: Path, format_: str, skip_bad: bool = False) -> str:
         """Keep a copy of a file of records, which is read whole before; gives what a grid calls it."""
         load_dataset(f"{format_}:{file}", skip_bad)
+        self._drop_uploads()
+        if self.limits and _bytes(self.uploads) > self.limits.all_stored:
+            raise BadRequest("The files of all visitors together take too much room at present; try again in an hour.")
         stem = re.sub(r"[^A-Za-z0-9_-]+", "-", file.stem)[:40].strip("-") or "records"
         name = f"{stem}-{hashlib.sha256(file.read_bytes()).hexdigest()[:10]}{file.suffix.lower()}"
         self.uploads.mkdir(parents=True, exist_ok=True)
@@ -196,7 +199,7 @@ class Desk:
                 f"{more} more runs were asked for while {waiting} of yours wait or run, at most {limits.waiting} may "
                 "on this public page; wait for them, or ask for fewer."
             )
-        if (used := sum(self._bytes(entry) for entry in own)) > limits.stored:
+        if (used := sum(_bytes(self.root / entry.id) for entry in own)) > limits.stored:
             raise BadRequest(
                 f"Your runs take {used / 2**20:.0f} MB, at most {limits.stored / 2**20:.0f} are kept on this public "
                 "page; export and delete some."
@@ -208,7 +211,7 @@ class Desk:
 
     def _make_room(self, everyone: Sequence[Entry], most: int) -> None:
         """The oldest ended runs leave until all visitors' runs together take no more than they may."""
-        sizes = {entry.id: self._bytes(entry) for entry in everyone}
+        sizes = {entry.id: _bytes(self.root / entry.id) for entry in everyone}
         total = sum(sizes.values())
         for entry in sorted(everyone, key=lambda entry: entry.created):
             if total <= most:
@@ -225,9 +228,10 @@ class Desk:
             if file.name not in named and time.time() - file.stat().st_mtime > FRESH:
                 file.unlink(missing_ok=True)
 
-    def _bytes(self, entry: Entry) -> int:
-        """What a run takes on the disc."""
-        return sum(file.stat().st_size for file in (self.root / entry.id).rglob("*") if file.is_file())
+
+def _bytes(folder: Path) -> int:
+    """What a folder takes on the disc."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _file_of(folder: RunFolder) -> str:

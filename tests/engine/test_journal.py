@@ -6,12 +6,13 @@ import pandas as pd
 import pytest
 import torch
 
+from editing_core.bench import protocols
 from editing_core.bench.protocols import Protocol, Tools, run_benchmark
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.models.delta import Dense, LowRank, WeightDelta
-from editing_core.runs.journal import FolderJournal, Unit, Within, read_unit, write_unit
+from editing_core.runs.journal import NOTHING_KEPT, FolderJournal, Unit, Within, read_unit, write_unit
 from tests.conftest import bit_equal, snapshot
 from tests.engine.conftest import EVALUATOR, plan
 
@@ -34,6 +35,27 @@ class Breaking(FolderJournal):
         self.left -= 1
         if self.left == 0:
             raise Broken
+
+
+class Looking(Breaking):
+    """A journal that is looked at: what is shown in it, and when."""
+
+    def __init__(self, folder, left=-1):
+        super().__init__(folder, left)
+        self.shown, self.calls = [], []
+
+    def keep(self, name, unit):
+        self.calls.append("keep")
+        super().keep(name, unit)
+
+    def show(self, so_far):
+        self.calls.append("show")
+        self.shown.append(so_far())
+
+    @property
+    def sizes(self):
+        """Per showing how many rows the iterations have, and of how many records they are."""
+        return [(len(tables.iterations), tables.probes["case_id"].nunique()) for tables in self.shown]
 
 
 @pytest.fixture
@@ -132,6 +154,82 @@ def test_a_unit_comes_back_as_it_was(tmp_path):
     pd.testing.assert_frame_equal(found.tables["probes"], table)
     assert torch.equal(found.tensors["log"], unit.tensors["log"])
     assert all(torch.equal(found.delta.parts()[name], t) for name, t in delta.parts().items())
+
+
+@pytest.mark.parametrize("protocol", ["single", "sequential"])
+def test_what_is_shown_is_what_the_records_so_far_give(lm, facts, statistics, tmp_path, protocol):
+    plan_, journal = asked("memit"), Looking(tmp_path)
+    run(lm, facts, statistics, plan_, protocol, journal)
+    assert journal.sizes == {"single": [(4, n) for n in (1, 2, 3, 4)], "sequential": [(2, 2), (2, 4)]}[protocol]
+    for tables, (_, count) in zip(journal.shown, journal.sizes, strict=True):
+        alike(tables, run(lm, facts[:count], statistics, plan_, protocol, NOTHING_KEPT))
+        assert tables.rounds is None
+
+
+def test_what_is_shown_of_a_batch_is_what_as_many_iterations_give(lm, facts, statistics, tmp_path):
+    journal = Looking(tmp_path)
+    run(lm, facts, statistics, asked("memit"), "batch", journal)
+    assert journal.sizes == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert journal.shown[0].rounds.histories == ()
+    for k, tables in enumerate(journal.shown[1:], start=1):
+        short = replace(asked("memit"), stop=StopSettings(iterations=k, stop="none", collapse_factor=0.0))
+        result = run(lm, facts, statistics, short, "batch", NOTHING_KEPT)
+        alike(tables, result)
+        mine, theirs = tables.rounds, result.run.rounds
+        assert (mine.histories, mine.proofs, mine.notes) == (theirs.histories, theirs.proofs, theirs.notes)
+        assert mine.seconds > mine.edit_seconds > 0
+
+
+def alike(tables, result):
+    """Equal tables; rows scored in larger batches differ in the last bits."""
+    for name in ("iterations", "probes", "cases", "checkpoints"):
+        one, other = getattr(tables, name), getattr(result, name)
+        assert (one is None) == (other is None)
+        if one is not None:
+            pd.testing.assert_frame_equal(one, other, check_dtype=False, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "before", "after"),
+    [
+        ("batch", [(1, 4), (2, 4)], [(3, 4), (4, 4)]),
+        ("single", [(4, 1)], [(4, 3), (4, 4)]),
+        ("sequential", [(2, 2)], [(2, 4)]),
+    ],
+)
+def test_what_is_shown_never_shrinks(lm, facts, statistics, tmp_path, protocol, before, after):
+    """A run lost after half of its units shows more when it goes on, and in the end what it gives."""
+    lost = Looking(tmp_path, {"batch": 2, "single": 8, "sequential": 1}[protocol])
+    with pytest.raises(Broken):
+        run(lm, facts, statistics, asked("memit"), protocol, lost)
+    assert lost.sizes == before
+    again = Looking(tmp_path)
+    result = run(lm, facts, statistics, asked("memit"), protocol, again)
+    assert again.sizes == after
+    alike(again.shown[-1], result)
+    if protocol == "batch":
+        assert again.shown[-1].rounds.histories == result.run.histories
+        assert again.shown[-1].rounds.proofs == result.run.proofs
+
+
+@pytest.mark.parametrize("protocol", ["batch", "sequential"])
+def test_what_a_unit_adds_is_shown_before_it_is_kept(lm, facts, statistics, tmp_path, protocol):
+    journal = Looking(tmp_path)
+    run(lm, facts, statistics, asked("memit"), protocol, journal)
+    assert journal.calls == ["show", "keep"] * (len(journal.calls) // 2)
+
+
+def test_tables_of_many_single_records_are_shown_some_times_only(lm, facts, statistics, tmp_path, monkeypatch):
+    """Every second record of four, the last among them."""
+    monkeypatch.setattr(protocols, "SHOWN", 2)
+    journal = Looking(tmp_path)
+    run(lm, facts, statistics, asked("memit"), "single", journal)
+    assert journal.sizes == [(4, 2), (4, 4)]
+
+
+def test_nobody_looks_where_nothing_is_shown(tmp_path):
+    for journal in (NOTHING_KEPT, FolderJournal(tmp_path), Within(Looking(tmp_path), "record-1")):
+        journal.show(lambda: pytest.fail("made tables for nobody"))
 
 
 def test_an_empty_unit_and_a_part_of_a_journal(tmp_path):

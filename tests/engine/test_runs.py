@@ -6,14 +6,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
+from editing_core.bench import runner
 from editing_core.bench.config import RunConfig
 from editing_core.bench.executors import Dispatcher, Fate, folders
 from editing_core.bench.report import SHOWN, _without_folder
-from editing_core.bench.runner import work_on
+from editing_core.bench.runner import LiveJournal, work_on
+from editing_core.bench.stored import read_cases, read_finished
 from editing_core.cli import run
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.runs.folder import (
@@ -126,6 +129,67 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undistu
     assert folder.status == DONE
     pd.testing.assert_frame_equal(numbers(folder), numbers(undisturbed), rtol=1e-5, atol=1e-5)
     assert {path.name for path in folder.path.iterdir()} == FILES
+
+
+@pytest.mark.parametrize(
+    ("protocol", "shown"),
+    [
+        ("batch", [(0, 4), (1, 4), (1, 4), (2, 4)]),
+        ("single", [(2, 1), (2, 2), (2, 3), (2, 4)]),
+        ("sequential", [(1, 1), (1, 2), (1, 2), (1, 3), (1, 4)]),
+    ],
+)
+def test_tables_grow_while_a_run_goes_on(root, pocket, monkeypatch, protocol, shown):
+    """Stopped after its second showing a run has tables of what is done, and it ends as an undisturbed one."""
+    config = replace(SMALL, protocol=protocol, iterations=2, settings={"steps": 4})
+    folder, whole = (RunFolder.create(root, config.to_json()) for _ in range(2))
+    assert work_on(whole, lambda *_: pocket) == DONE
+    found = []
+
+    def show(self, so_far, show=LiveJournal.show):
+        show(self, so_far)
+        found.append(consistent(folder))
+        if len(found) == 2:
+            folder.cancel()
+            raise runner.Cancelled
+
+    def followed(write):
+        """A writer after which the run is read, with tables that were written and tables still to be."""
+
+        def written(*given):
+            write(*given)
+            if (folder.path / "iterations.csv").exists():
+                consistent(folder)
+
+        return written
+
+    monkeypatch.setattr(LiveJournal, "show", show)
+    for name in ("write_probes", "write_text", "write_rounds"):
+        monkeypatch.setattr(runner, name, followed(getattr(runner, name)))
+    assert work_on(folder, lambda *_: pocket) == CANCELLED
+    assert consistent(folder) == shown[1]
+    assert (folder.path / "checkpoints.csv").exists() == (protocol == "sequential")
+    folder.queue()
+    assert work_on(folder, lambda *_: pocket) == DONE
+    assert found == shown
+    assert consistent(folder) == shown[-1]
+    for one, other in zip(tables(folder), tables(whole), strict=True):
+        pd.testing.assert_frame_equal(one, other)
+
+
+def consistent(folder):
+    """The last k of a run's tables, which have all up to it, and of how many records they are."""
+    run, (cases, last) = read_finished(folder), read_cases(folder)
+    assert run.iterations["k"].tolist() == list(range(last + 1))
+    assert run.probes["k"].unique().tolist() == list(range(last + 1))
+    assert cases["k"].unique().tolist() == list(range(1, last + 1))
+    return last, run.n_edits
+
+
+def tables(folder):
+    """Every table of a run."""
+    run, (cases, _) = read_finished(folder), read_cases(folder)
+    return [run.iterations, run.probes, cases, *map(pd.read_csv, folder.path.glob("checkpoints.csv"))]
 
 
 def test_a_cancel_ends_within_two_seconds_and_keeps_what_was_finished(root):

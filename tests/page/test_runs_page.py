@@ -9,10 +9,11 @@ import pytest
 
 pytest.importorskip("playwright")
 
+from gradio_client import Client
 from playwright.sync_api import expect, sync_playwright
 
 import app
-from editing_core.bench.desk import Desk, Limits
+from editing_core.bench.desk import Desk, Limits, new_key
 from editing_core.bench.executors import Dispatcher, LocalProcesses, folders
 from editing_core.bench.grid import grid_of
 from editing_core.bench.runner import work_on
@@ -272,10 +273,14 @@ def test_on_a_public_page_visitors_see_cancel_and_delete_their_own_runs_only(pub
     start(bob, trials=3)
     expect(bob.locator("#bench-message")).to_contain_text("at most 2 may")
     assert len(list(folders(desk.root))) == 1
+    client = Client(url, verbose=False)
+    assert "None of the runs shown goes on" in client.predict(new_key(), [folder.id], api_name="/bench_cancel")
     ann.reload()
     show(ann, "Benchmark")
     expect(ann.locator("#bench-queue .es-run")).to_have_count(1)
     assert until(lambda: folder.status == DONE, 120)
+    assert "There is no run" in str(client.predict(new_key(), "", "", [folder.id], api_name="/runs_delete"))
+    assert folder.path.exists()
 
     show(ann, "Runs")
     ann.get_by_text("Your key:").click()

@@ -191,6 +191,18 @@ def test_a_file_is_kept_under_a_name_of_ours_and_leaves_with_its_runs(local, tmp
     assert not kept.exists()
 
 
+def test_visitors_files_have_a_limit_together(tmp_path):
+    desk = Desk(tmp_path / "runs", Limits(all_stored=100), tmp_path / "uploads")
+    given = tmp_path / "edits.csv"
+    for subject in ("Marie Curie", "Lise Meitner"):
+        given.write_text(f"subject,prompt,target_new\n{subject},{{}} studied the science of,botany\n", encoding="utf-8")
+        desk.accept(given, "table")
+    given.write_text("subject,prompt,target_new\nNiels Bohr,{} studied,botany\n", encoding="utf-8")
+    with pytest.raises(BadRequest, match="take too much room"):
+        desk.accept(given, "table")
+    assert len(list(desk.uploads.iterdir())) == 2
+
+
 def test_a_file_that_cannot_be_read_is_not_kept(local, tmp_path):
     given = tmp_path / "bad.csv"
     given.write_text("subject,prompt,target_new\nMarie Curie,no place,botany\n", encoding="utf-8")
