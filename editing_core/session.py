@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pandas as pd
-
 from editing_core.conventions import Conventions
 from editing_core.data.subjects import subject_places
 from editing_core.editors.assist import Assist
@@ -69,23 +67,19 @@ def run_stage(
     before = story.begin()
     iterative = Iterative(stage.editor, plan.stop, plan.conventions)
     outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before, story.kept())
-    notes = [*stage.notes, *(note for r in outcome.rounds for note in r.outcome.notes)]
+    told = story.tables()
     return RunResult(
         plan=plan,
         requests=stage.requests,
         model=lm.name,
         revision=lm.revision,
         contexts=stage.editor.objective.contexts.templates,
-        iterations=story.table(),
-        probes=pd.concat(story.probes, ignore_index=True),
-        cases=pd.DataFrame(story.cases) if story.cases else pd.DataFrame({"k": []}),
+        iterations=told.iterations,
+        probes=told.probes,
+        cases=told.cases,
         deltas=tuple(r.delta for r in outcome.rounds),
-        proofs=tuple(story.proofs),
-        histories=tuple(r.outcome.targets.history for r in outcome.rounds),
         decision=outcome.decision,
-        seconds=story.elapsed,
-        edit_seconds=story.elapsed - story.seconds,
-        notes=tuple(dict.fromkeys(notes)),
+        **vars(story.rounds()),
     )
 
 

@@ -52,7 +52,7 @@ class Story:
         self.cases: list[Row] = []
         self.proofs: list[tuple[Proof, ...]] = []
         self.histories: list[tuple[dict[str, float], ...]] = []
-        self.notes: list[str] = []
+        self.notes: list[str] = list(stage.notes)
 
     @property
     def elapsed(self) -> float:
@@ -113,12 +113,15 @@ class Story:
             table = table.merge(underedit_counts(pd.DataFrame(self.cases)), on="k", how="left")
         return in_order(table)
 
+    def rounds(self) -> Rounds:
+        """What is kept of the iterations so far beside the tables."""
+        elapsed, notes = self.elapsed, tuple(dict.fromkeys(self.notes))
+        return Rounds(tuple(self.histories), tuple(self.proofs), notes, elapsed, elapsed - self.seconds)
+
     def tables(self) -> Tables:
         """All that was measured so far."""
-        elapsed, notes = self.elapsed, tuple(dict.fromkeys(self.notes))
-        rounds = Rounds(tuple(self.histories), tuple(self.proofs), notes, elapsed, elapsed - self.seconds)
         cases = pd.DataFrame(self.cases or {"k": []})
-        return Tables(self.table(), pd.concat(self.probes, ignore_index=True), cases, rounds=rounds)
+        return Tables(self.table(), pd.concat(self.probes, ignore_index=True), cases, rounds=self.rounds())
 
     def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
         """Measure the model with an edit on."""

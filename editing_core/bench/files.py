@@ -52,7 +52,6 @@ def write_tables(
     named = dict(zip(NAMED, (*names, len(result.requests)), strict=True))
     for name in OPTIONAL:  # an earlier run's in the same folder would be read as this one's
         (folder / name).unlink(missing_ok=True)
-    write_text(folder / ITERATIONS, result.iterations.assign(**named).to_csv(index=False))
     write_text(folder / CASES, result.cases.to_csv(index=False))
     write_probes(result.probes, folder)
     if result.delta is not None:
@@ -61,6 +60,7 @@ def write_tables(
     for name, table in (("checkpoints.csv", result.checkpoints), ("beside_paper.csv", beside)):
         if table is not None:
             write_text(folder / name, table.to_csv(index=False))
+    write_text(folder / ITERATIONS, result.iterations.assign(**named).to_csv(index=False))  # readers begin with it
 
 
 def write_probes(probes: pd.DataFrame, folder: Path) -> None:

@@ -160,15 +160,16 @@ def _batch(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journ
 
 def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
     runs: list[RunResult] = []
-    together = partial(_together, runs, stage.evaluator.conventions)
+    together, every = partial(_together, runs, stage.evaluator.conventions), max(1, len(stage.requests) // SHOWN)
     for number, request in enumerate(stage.requests):
         stage.editor.forget()
         at = f"record {number + 1} of {len(stage.requests)}"
         alone, own = replace(stage, requests=(request,), notes=()), Within(journal, f"record-{number}")
-        # Tables of records that are only recalled would be shorter than those that were shown already.
+        # While records are only recalled, their tables are shorter than those shown before the interruption.
         new = not has_begun(own)
         runs.append(run_stage(alone, plan, noting(watch, at), journal=own))
-        if new and len(runs) % max(1, len(stage.requests) // SHOWN) == 0:
+        # Counted from the end, so that what is shown last is of all records.
+        if new and (len(stage.requests) - len(runs)) % every == 0:
             journal.show(together)
     tables = together()
     fired = sum(run.converged for run in runs)
@@ -230,8 +231,9 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
     before = _measured(stage, stage.requests)
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
-    total, stops, checkpoints, edit_seconds = WeightDelta(), [], [], 0.0
-    notes = list(stage.notes)
+    total, edit_seconds, notes = WeightDelta(), 0.0, list(stage.notes)
+    stops: list[Row] = []
+    checkpoints: list[Row] = []
     for number, chunk in enumerate(chunks, start=1):
         name, so_far = f"chunk-{number}", stage.requests[: (number - 1) * size + len(chunk)]
         unit = journal.find(name)

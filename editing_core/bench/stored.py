@@ -71,6 +71,8 @@ def read_cases(folder: RunFolder) -> tuple[pd.DataFrame, int]:
     Columns as in `evaluation.cases.case_rows` and more; case ids are texts.
     """
     head, iterations = folder.head(), _iterations(folder)
+    if len(iterations) == 1:
+        raise _unfinished(folder)
     with _sound(folder, files.CASES):
         cases = _up_to(iterations, files.read_case_rows(folder.path))
     with _sound(folder, HEAD):

@@ -134,12 +134,11 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undistu
 @pytest.mark.parametrize(
     ("protocol", "shown"),
     [
-        ("batch", [(0, 4), (1, 4), (1, 4), (2, 4)]),
         ("single", [(2, 1), (2, 2), (2, 3), (2, 4)]),
         ("sequential", [(1, 1), (1, 2), (1, 2), (1, 3), (1, 4)]),
     ],
 )
-def test_tables_grow_while_a_run_goes_on(root, pocket, monkeypatch, protocol, shown):
+def test_tables_of_several_edits_grow_while_their_run_goes_on(root, pocket, monkeypatch, protocol, shown):
     """Stopped after its second showing a run has tables of what is done, and it ends as an undisturbed one."""
     config = replace(SMALL, protocol=protocol, iterations=2, settings={"steps": 4})
     folder, whole = (RunFolder.create(root, config.to_json()) for _ in range(2))
@@ -164,7 +163,7 @@ def test_tables_grow_while_a_run_goes_on(root, pocket, monkeypatch, protocol, sh
         return written
 
     monkeypatch.setattr(LiveJournal, "show", show)
-    for name in ("write_probes", "write_text", "write_rounds"):
+    for name in ("write_probes", "write_text"):
         monkeypatch.setattr(runner, name, followed(getattr(runner, name)))
     assert work_on(folder, lambda *_: pocket) == CANCELLED
     assert consistent(folder) == shown[1]
