@@ -61,7 +61,8 @@ def build(host: ModelHost | None = None) -> gr.Blocks:
 def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     """The page with its tabs. desk: the stored runs, by default all of this machine's."""
     host, desk, store = host or ModelHost(), desk or Desk(paths.runs()), CovarianceStore()
-    with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=(3600, 86400), fill_width=True) as page:
+    kept = (600, 3600) if desk.public else (3600, 86400)  # seconds: how often to look, and how old files may be
+    with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=kept, fill_width=True) as page:
         top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
         edit = EditTab(host, store, top)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
@@ -193,7 +194,8 @@ def _wire_bench(page: gr.Blocks, bench: BenchTab, own: gr.Tab, others: list[gr.T
     looks = {"fn": bench.on_look, "inputs": bench.looks, "outputs": bench.following, **quiet}
     page.load(bench.visitor.on_load, bench.visitor.key, bench.visitor.key, **quiet)
     bench.form.dataset.input(bench.on_dataset, {bench.form.dataset}, [bench.form.own], **quiet)
-    bench.start.click(bench.on_start, bench.inputs, said, api_name="bench", **act)
+    pressed = [bench.start.click, *(box.submit for box in (bench.form.limit, bench.form.trials))]
+    gr.on(pressed, bench.on_start, bench.inputs, said, api_name="bench", trigger_mode="once", **act)
     key: set[Any] = {bench.visitor.key, bench.shown}
     own.select(bench.on_enter, key, said, **quiet)
     bench.cancel.click(bench.on_cancel, key, [bench.message], api_name="bench_cancel", **act).then(**looks)
@@ -218,7 +220,8 @@ def _wire_runs(runs: RunsTab, own: gr.Tab, others: list[gr.Tab]) -> None:
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
     act: dict[str, Any] = {"show_progress": "hidden"}
     listing: dict[str, Any] = {"fn": runs.on_list, "inputs": runs.asking, "outputs": runs.listed, **quiet}
-    gr.on([own.select, runs.text.input, runs.status.input], trigger_mode="always_last", **listing)
+    own.select(runs.on_enter, runs.asking, runs.listed, **quiet)
+    gr.on([runs.text.input, runs.status.input], trigger_mode="always_last", **listing)
     runs.timer.tick(**listing)
     runs.listing.select(runs.on_pick, runs.asking, [runs.opened], **quiet)
     runs.opened.change(runs.on_open, runs.opening, runs.showing, trigger_mode="always_last", **quiet)
@@ -240,12 +243,11 @@ def _wire_runs(runs: RunsTab, own: gr.Tab, others: list[gr.Tab]) -> None:
     ).then(**listing)
     for button, handler in ((runs.cancel, runs.on_cancel), (runs.resume, runs.on_resume)):
         button.click(handler, runs.asking, [runs.message], **quiet).then(**listing)
-    asked = [runs.confirm, runs.question, runs.message]
+    asked = [runs.confirm, runs.question, runs.message, runs.doomed]
     runs.delete.click(runs.on_delete, runs.asking, asked, **quiet)
-    runs.sure.click(
-        runs.on_sure, runs.asking, [*asked, runs.opened], api_name="runs_delete", show_progress="hidden"
-    ).then(**listing)
-    runs.keep.click(runs.on_keep, None, [runs.confirm], **quiet)
+    doomed = {*runs.asking, runs.doomed}
+    runs.sure.click(runs.on_sure, doomed, [*asked, runs.opened], api_name="runs_delete", **act).then(**listing)
+    runs.keep.click(runs.on_keep, None, [runs.confirm, runs.doomed], **quiet)
     if runs.desk.public:
         runs.reveal.click(lambda key: key, [runs.visitor.key], [runs.key], **quiet)
         used = runs.use.click(runs.on_key, {runs.key}, [runs.visitor.key, runs.opened, runs.message], **quiet)

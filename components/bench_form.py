@@ -1,7 +1,7 @@
 """The benchmark form: data set, editors, neighbors, iterations and trials -> the content of a grid file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from components.token_strip import hint_html
 from editing_core import paths
 from editing_core.bench.config import RunConfig
 from editing_core.bench.desk import Limits
-from editing_core.bench.grid import AXES, Grid, as_toml, grid_of
+from editing_core.bench.grid import AXES, MOST_TRIALS, Grid, as_toml, grid_of
 from editing_core.bench.protocols import PROTOCOLS
 from editing_core.conventions import CONVENTIONS
 from editing_core.data.datasets import FORMATS
@@ -22,9 +22,11 @@ from editing_core.editors.stopping import MAX_ROUNDS
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.models.catalog import unknown
 from editing_core.registry import EDITORS
+from editing_core.settings import shown
 
 OWN = "own"  # the choice of a file instead of a data set
 MORE = ("common", "editor")
+MOST_TEXT = 5000  # characters of settings
 SUFFIXES = [".json", ".jsonl", ".csv"]
 TEMPLATES = ("edits.csv", "edits.json")
 
@@ -39,6 +41,7 @@ class BenchForm:
     file: gr.File
     limit: gr.Number
     trials: gr.Number
+    first: gr.Number
     editors: gr.CheckboxGroup
     neighbors: gr.CheckboxGroup
     iterations: gr.Slider
@@ -66,6 +69,7 @@ def build(limits: Limits | None) -> BenchForm:
     with gr.Row(elem_classes="es-fields"):
         limit = gr.Number(100, label="Edits per run", precision=0, min_width=90, elem_id="bench-limit")
         trials = gr.Number(1, label="Trials", precision=0, min_width=70, elem_id="bench-trials")
+        first = gr.Number(0, label="First trial", precision=0, min_width=70, elem_id="bench-first")
     editors = gr.CheckboxGroup(
         [(row.label, row.name) for row in EDITORS.values()], value=["memit"], label="Editors", elem_id="bench-editors"
     )
@@ -77,6 +81,7 @@ def build(limits: Limits | None) -> BenchForm:
         **own,
         limit=limit,
         trials=trials,
+        first=first,
         editors=editors,
         neighbors=neighbors,
         iterations=iterations,
@@ -123,7 +128,7 @@ def _build_more() -> dict[str, Any]:
             placeholder="[editor.memit]\nsettings = { steps = 20 }",
             lines=3,
             max_lines=8,
-            max_length=5000,
+            max_length=MOST_TEXT,
             elem_id="bench-settings",
         )
     with gr.Accordion("The same from the command line", open=False, elem_id="bench-file-box"):
@@ -140,10 +145,10 @@ def read_grid(values: Mapping[Any, Any], form: BenchForm, model: str, dataset: s
     """
     asked: dict[str, Any] = {
         "models": [model],
-        "editors": _chosen(values[form.editors], "editor"),
+        "editors": _chosen(values[form.editors], "editor", list(EDITORS)),
         "datasets": [dataset],
-        "neighbors": _chosen(values[form.neighbors], "kind of neighbor assistance"),
-        "trials": _whole(values[form.trials], "trials"),
+        "neighbors": _chosen(values[form.neighbors], "kind of neighbor assistance", [name for _, name in ASSISTS]),
+        "trials": _trials(_whole(values[form.trials], "trials"), _whole(values[form.first], "first trial")),
     }
     names = ("stop", "protocol", "preset", "direction", "eligible", "skip_bad", "generate")
     common = {name: values[getattr(form, name)] for name in names}
@@ -158,24 +163,37 @@ def read_grid(values: Mapping[Any, Any], form: BenchForm, model: str, dataset: s
     return grid, as_toml({name: value for name, value in asked.items() if value != AXES.get(name)})
 
 
-def _chosen(given: Any, what: str) -> list[str]:
+def _trials(count: int, first: int) -> int | list[int]:
+    """So many trials as a grid has them."""
+    return list(range(first, first + min(count, MOST_TRIALS + 1))) if first else count
+
+
+def _chosen(given: Any, what: str, known: Sequence[str]) -> list[str]:
+    """What is ticked."""
     if not isinstance(given, list) or not given:
         raise BadSetting(f"No {what} is chosen, a benchmark needs at least one; choose one.")
+    if len(given) > len(known) or not all(name in known for name in given):
+        raise BadSetting(f"As {what} {shown(given)} came, allowed are {', '.join(known)}; choose each at most once.")
     return given
 
 
 def _whole(given: Any, name: str) -> int:
-    if isinstance(given, bool) or not isinstance(given, int | float) or given != int(given):
-        told = "nothing" if given is None else repr(given)
+    # No more than a float can tell exactly; what is no number, or infinite, is not within that either.
+    if isinstance(given, bool) or not isinstance(given, int | float) or not abs(given) < 2**53 or given != int(given):
+        told = "nothing" if given is None else shown(given)
         raise BadSetting(f"{name} is {told}, but must be a whole number such as 1; correct it.")
     return int(given)
 
 
 def _more(text: Any) -> Mapping[str, Mapping[str, Any]]:
     """Further tables of a grid file."""
+    text = "" if text is None else text
+    if not isinstance(text, str) or len(text) > MOST_TEXT:
+        told = f"{len(text):,} characters" if isinstance(text, str) else shown(text)
+        raise BadSetting(f"The settings are {told}, allowed is text of at most {MOST_TEXT:,} characters; shorten it.")
     try:
-        found = tomllib.loads(str(text or ""))
-    except tomllib.TOMLDecodeError as error:
+        found = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # the latter, and some of the former, from within the parser
         raise BadSetting(f"The settings are not readable TOML ({str(error)[:80]}); see the example there.") from error
     for name, table in found.items():
         if name not in MORE or not isinstance(table, dict):
@@ -191,7 +209,7 @@ def read_dataset(values: Mapping[Any, Any], form: BenchForm) -> tuple[str, Path 
     if name != OWN:
         return str(name), None
     kind, file = values[form.kind], values[form.file]
-    if kind not in FORMATS:
+    if not isinstance(kind, str) or kind not in FORMATS:
         raise unknown(str(kind), "format", FORMATS)
     if not file:
         raise BadRequest("No file was given; choose one with your records, or a bundled data set.")

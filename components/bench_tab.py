@@ -4,7 +4,7 @@ Runs are folders that processes of their own work on, so nothing here is lost wi
 asks them to stop or go on, and reads what they have written so far.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from editing_core.bench.progress import Tracker
 from editing_core.bench.stored import read_all
 from editing_core.errors import EditingError
 from editing_core.models.catalog import CATALOG, unknown
-from editing_core.runs.folder import CANCELLED, FAILED, INTERRUPTED, OPEN, QUEUED, RunFolder
+from editing_core.runs.folder import OPEN, QUEUED, RunFolder
 
 Values = Mapping[Any, Any]
 Shown = dict[Any, Any]
@@ -83,31 +83,24 @@ class BenchTab:
         """Enter the form's runs."""
         try:
             model = values[self.model]
-            if model not in CATALOG:
+            if not isinstance(model, str) or model not in CATALOG:
                 raise unknown(str(model), "model", CATALOG)
             dataset, file = bench_form.read_dataset(values, self.form)
-            bench_form.read_grid(values, self.form, model, dataset)  # what is wrong is told before a file is kept
-            if file:
-                dataset = self.desk.accept(file, dataset, skip_bad=bool(values[self.form.skip_bad]))
-            grid, text = bench_form.read_grid(values, self.form, model, dataset)
-            entered = self.desk.enter(values[self.visitor.key], grid)
+            grid, _ = bench_form.read_grid(values, self.form, model, dataset)
+            entered = self.desk.enter(values[self.visitor.key], grid, file)
+            _, text = bench_form.read_grid(values, self.form, model, entered.grid.cells[0].dataset)
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
-        ids = [folder.id for folder in entered.runs][:MOST_SHOWN]
-        return {
-            self.message: progress_view.note_html(_told(entered)),
-            self.form.text: text,
-            **self._choose(values, ids),
-        }
+        shown = self._choose(values, [folder.id for folder in entered.runs])
+        return {self.message: progress_view.note_html(_told(entered)), self.form.text: text, **shown}
 
     def on_enter(self, values: Values) -> Shown:
-        """The tab was opened, or the page loaded: runs that go on are found again."""
+        """The tab was opened: runs that go on are found again. Only this wakes the timer, a late tick must not."""
         try:
-            entries = self.desk.entries(values[self.visitor.key])
+            going = self.desk.going(values[self.visitor.key])
         except EditingError as error:
-            return {self.message: progress_view.error_html(str(error)), self.timer: gr.Timer(active=False)}
-        going = [entry.id for entry in entries if entry.status in OPEN]
-        return self._choose(values, [*dict.fromkeys([*_ids(values[self.shown]), *reversed(going)])][:MOST_SHOWN])
+            return {self.message: progress_view.error_html(str(error))}
+        return self._choose(values, [*dict.fromkeys([*_ids(values[self.shown]), *going])])
 
     def on_leave(self) -> Shown:
         """Another tab is shown: nobody looks."""
@@ -124,7 +117,7 @@ class BenchTab:
         changed = {self.stamp: stamp} if stamp != values[self.stamp] else {}
         return {
             self.queue: run_html.lines_html(lines, HINT),
-            self.timer: gr.Timer(AWAKE if going else ASLEEP, active=True),
+            self.timer: gr.Timer(AWAKE if going else ASLEEP),
             **changed,
         }
 
@@ -138,41 +131,33 @@ class BenchTab:
 
     def on_cancel(self, values: Values) -> Shown:
         """Ask the shown runs that wait or go on to stop."""
-        try:
-            count = self.desk.cancel(values[self.visitor.key], [folder.id for folder in self._folders(values)])
-        except EditingError as error:
-            return {self.message: progress_view.error_html(str(error))}
-        told = f"{_runs(count)} cancelled; what was finished is kept." if count else "None of the runs shown goes on."
-        return {self.message: progress_view.note_html(told)}
+        return self._do(values, lambda key, ids: run_html.cancelled(self.desk.cancel(key, ids)))
 
     def on_resume(self, values: Values) -> Shown:
         """Put the shown runs that ended early back into the queue."""
-        early = [f for f in self._folders(values) if _status(f) in (CANCELLED, FAILED, INTERRUPTED)]
+        return self._do(values, lambda key, ids: run_html.resumed(self.desk.resume(key, ids)))
+
+    def _do(self, values: Values, action: Callable[[str, list[str]], str]) -> Shown:
+        """Do something with the shown runs and say so."""
         try:
-            for folder in early:
-                self.desk.resume(values[self.visitor.key], folder.id)
+            told = action(values[self.visitor.key], _ids(values[self.shown]))
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
-        told = f"{_runs(len(early))} resumed." if early else "None of the runs shown ended early."
         return {self.message: progress_view.note_html(told)}
 
     def _choose(self, values: Values, ids: list[str]) -> Shown:
         """Show these runs, beside everything there is to choose from."""
-        entries = self.desk.entries(values[self.visitor.key])
-        there = {entry.id for entry in entries}
-        choices = [(f"{entry.name} · {entry.created[5:16].replace('T', ' ')}", entry.id) for entry in entries]
-        shown = [name for name in ids if name in there]
+        key = values[self.visitor.key]
+        choices = [(f"{e.name} · {e.created[5:16].replace('T', ' ')}", e.id) for e in self.desk.entries(key)]
+        shown = [folder.id for folder in self.desk.folders(key, ids)][:MOST_SHOWN]
         return {self.shown: gr.Dropdown(choices, value=shown), self.timer: gr.Timer(AWAKE, active=True)}
 
     def _folders(self, values: Values) -> list[RunFolder]:
         """The shown runs that are still there and the visitor's own."""
-        found = []
-        for name in _ids(values[self.shown]):
-            try:
-                found.append(self.desk.folder(values[self.visitor.key], name))
-            except EditingError:
-                continue
-        return found
+        try:
+            return self.desk.folders(values[self.visitor.key], _ids(values[self.shown]))
+        except EditingError:
+            return []
 
 
 def _ids(value: Any) -> list[str]:
@@ -195,14 +180,11 @@ def _stamp(folder: RunFolder) -> str:
     return f"{folder.id}:{_status(folder)}:{written}"
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
 def _told(entered: Entered) -> str:
     """What became of the form's runs."""
     going = len(entered.runs) - entered.new - entered.done
-    parts = [f"{_runs(entered.new)} entered"] if entered.new else []
-    parts += [f"{_runs(going)} underway already"] if going else []
-    parts += [f"{_runs(entered.done)} done before and not run again"] if entered.done else []
-    return f"{', '.join(parts)}."
+    parts = [f"{run_html.runs(entered.new)} entered"] if entered.new else []
+    parts += [f"{run_html.runs(going)} underway already"] if going else []
+    parts += [f"{run_html.runs(entered.done)} done before and not run again"] if entered.done else []
+    rest = len(entered.runs) - MOST_SHOWN
+    return f"{', '.join(parts)}." + (f" The first {MOST_SHOWN} are shown; the Runs tab has all." if rest > 0 else "")

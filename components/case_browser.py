@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import gradio as gr
@@ -67,10 +68,12 @@ def build() -> CaseBrowser:
     return CaseBrowser(run, state, when, text, table, note)
 
 
-def show_runs(browser: CaseBrowser, runs: Sequence[Finished]) -> dict[Any, Any]:
-    """Other runs are opened: their names to choose from; the list follows from the choice."""
+def show_runs(browser: CaseBrowser, runs: Sequence[Finished], values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Other runs are opened: their names to choose from; the list follows from the choice, which is kept if it can."""
     choices = [(f"{i}. {run.name}", run.id) for i, run in enumerate(runs, start=1)]
-    return {browser.run: gr.Dropdown(choices, value=choices[0][1] if choices else None)}
+    ids = [run.id for run in runs]
+    chosen = values[browser.run] if values[browser.run] in ids else (ids[0] if ids else None)
+    return {browser.run: gr.Dropdown(choices, value=chosen)}
 
 
 def show_cases(browser: CaseBrowser, folder: RunFolder | None, values: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -80,8 +83,8 @@ def show_cases(browser: CaseBrowser, folder: RunFolder | None, values: Mapping[A
         return {**empty, browser.note: HINT}
     try:
         cases, chosen = read_cases(folder)
-    except EditingError:
-        return {**empty, browser.note: "<div class='es-hint'>This run has finished no iteration yet.</div>"}
+    except EditingError as error:
+        return {**empty, browser.note: f"<div class='es-hint'>{escape(str(error))}</div>"}
     wanted = [str(values[browser.state])] if values[browser.state] in STATES else []
     at = chosen if values[browser.when] == "chosen" else None
     fitting = set(filter_cases(cases, at, wanted, str(values[browser.text] or ""))["case_id"])

@@ -222,13 +222,17 @@ class EditTab:
     def show_case(self, values: Values, run: RunResult) -> Shown:
         """A case of a stored run: its story in the panels, and the fact in the form to be edited by itself."""
         self.runs.add(StoredRun(run))
-        model = run.model if run.model in CATALOG else values[self.header.model]
+        offered = run.model in self.header.names
+        model = run.model if offered else values[self.header.model]
+        other = "" if offered else f" {run.model} is not on offer here, {model} is."
         return {
             **edit_form.show_request(self.form, run.requests[0]),
             **settings_form.show_plan(self.settings, run.plan, model),
             self.header.model: model,
             self.progress.message: "",
-            self.progress.line: progress_view.idle_html("A case of a stored run is shown; Edit edits it by itself."),
+            self.progress.line: progress_view.idle_html(
+                f"A case of a stored run is shown; Edit edits it by itself.{other}"
+            ),
             self.history: [*values[self.history], run.id][-20:],
             self.undo: gr.Button(interactive=True),
         }

@@ -7,7 +7,8 @@ import weakref
 from collections import deque
 from pathlib import Path
 
-KEPT = 50  # downloads; the oldest leaves first
+KEPT = 50  # downloads
+MOST = 2**30  # bytes of all downloads
 
 
 class Files:
@@ -19,10 +20,12 @@ class Files:
         weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def place(self, name: str) -> Path:
-        """Where to write a file of that name."""
+        """Where to write a file of that name. What was written longest ago leaves when there is too much."""
+        sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in self._places]
+        while self._places and (len(sizes) >= self._kept or sum(sizes) > MOST):
+            shutil.rmtree(self._places.popleft(), ignore_errors=True)
+            sizes.pop(0)
         folder = self._folder / secrets.token_urlsafe(12)
         folder.mkdir()
         self._places.append(folder)
-        while len(self._places) > self._kept:
-            shutil.rmtree(self._places.popleft(), ignore_errors=True)
         return folder / name

@@ -15,11 +15,12 @@ NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and 
 
 @dataclass(frozen=True)
 class Header:
-    """Widgets of the header. `load` is shown while the chosen model is not loaded."""
+    """Widgets of the header. `load` is shown while the chosen model is not loaded. names: of the models on offer."""
 
     model: gr.Dropdown
     state: gr.HTML
     load: gr.Button
+    names: tuple[str, ...]
 
 
 def build(largest: float | None = None) -> Header:
@@ -43,7 +44,7 @@ def build(largest: float | None = None) -> Header:
         )
         load = gr.Button("Load", size="sm", visible=False, elem_id="load", scale=0, min_width=70)
         state = gr.HTML(elem_id="state", elem_classes="es-state")
-    return Header(model, state, load)
+    return Header(model, state, load, tuple(name for _, name in choices))
 
 
 def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str, busy: str = "") -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from editing_core.data.datasets import FORMATS
 from editing_core.evaluation.metrics import CARDS, card
 from editing_core.evaluation.reference import beside
 from editing_core.evaluation.verdict import Verdict
@@ -139,9 +140,10 @@ def paper_html(model: str, editor: str, assist: str, dataset: str) -> str:
         for row in rows.to_dict("records")
     )
     named = escape(f"{model} with {editor}" + (f" + {assist}" if assist != "off" else ""))
+    edits = f"{int(rows['n_edits'].max()):,} {escape(FORMATS[dataset].label)} edits"
     return (
-        f"<details class='es-proof'><summary>The paper's rows for {named}: {int(rows['n_edits'].max()):,} edits of "
-        f"{escape(dataset)} at once (arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
+        f"<details class='es-proof'><summary>The paper's rows for {named}: {edits} at once "
+        f"(arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
         f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div></details>"
     )
 

@@ -1,5 +1,6 @@
 """Stored runs as HTML: one line each with its state and how far it is, and what a run was asked."""
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -8,7 +9,7 @@ import pandas as pd
 
 from components.result_html import number
 from editing_core.bench.config import RunConfig
-from editing_core.bench.progress import Tracker
+from editing_core.bench.progress import Tracker, clock
 from editing_core.errors import EditingError
 from editing_core.evaluation.metrics import CARDS, PERCENT
 from editing_core.runs.folder import CANCELLED, DONE, FAILED, INTERRUPTED, QUEUED, RUNNING, RunFolder
@@ -34,12 +35,17 @@ def line_html(folder: RunFolder, tracker: Tracker, place: int | None = None) -> 
     told = {
         RUNNING: " · ".join(progress.pieces),
         QUEUED: f"place {place} in the queue" if place else "waits for its turn",
-        DONE: str(head.get("result", {}).get("stopped", "")),
+        DONE: _stopped(head.get("result")),
         INTERRUPTED: "its process died; Resume goes on from the last finished iteration",
         CANCELLED: "finished iterations are kept; Resume goes on",
         FAILED: str(head.get("error", "")),
     }
     return _line(status, sign(status), name, told.get(status, ""), 1.0 if status == DONE else progress.fraction)
+
+
+def _stopped(result: Any) -> str:
+    """Why a run ended; what stands in a run that was imported may be anything."""
+    return str(result.get("stopped", "")) if isinstance(result, dict) else ""
 
 
 def _line(status: str, shown: str, name: str, text: str, fraction: float) -> str:
@@ -57,22 +63,50 @@ def lines_html(lines: Sequence[str], hint: str) -> str:
     )
 
 
-def asked_html(folder: RunFolder, head: Mapping[str, Any]) -> str:
-    """What a run was asked, where and how it ran."""
-    config = RunConfig.of(head["config"])
-    asked = {name: value for name, value in config.to_json().items() if value != RunConfig().to_json().get(name)}
+def asked_html(folder: RunFolder) -> str:
+    """What a run was asked, where and how it ran; why not, where it cannot be read."""
+    try:
+        head, standard = folder.head(), RunConfig().to_json()
+        config, status = RunConfig.of(head["config"]), folder.standing(head["status"])
+    except EditingError as error:
+        return f"<div class='es-hint'>{escape(str(error))}</div>"
+    asked = {name: value for name, value in config.to_json().items() if value != standard.get(name)}
     told = {name: head[name] for name in TOLD if name in head}
-    if "memory" in head:
-        told["memory"] = f"{head['memory'] / 2**20:,.0f} MB at most"
-    if seconds := head.get("result", {}).get("seconds"):
-        told["seconds"] = number(float(seconds))
-    told |= head.get("versions", {})
+    memory, result, versions = (head.get(name) for name in ("memory", "result", "versions"))
+    if isinstance(memory, int | float):
+        told["memory"] = f"{memory / 2**20:,.0f} MB at most"
+    if isinstance(result, dict) and isinstance(result.get("seconds"), int | float):
+        told["time"] = clock(result["seconds"])
+    told |= versions if isinstance(versions, dict) else {}
     rows = "".join(
         f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>"
         for name, value in {"id": folder.id, **asked, **told}.items()
     )
-    status = escape(sign(folder.standing(head["status"])))
-    return f"<details class='es-proof'><summary>{status} {escape(config.name)}</summary><dl>{rows}</dl></details>"
+    shown = f"{escape(sign(status))} {escape(config.name)}"
+    return f"<details class='es-proof'><summary>{shown}</summary><dl>{rows}</dl></details>"
+
+
+def file_name(folder: RunFolder) -> str:
+    """What a file with the run is called; the id is not for everybody's eyes."""
+    head = folder.head()
+    config = RunConfig.of(head["config"])
+    parts = ("editscope", config.model, config.editor, config.dataset.partition(":")[0], str(head["created"])[:10])
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def runs(count: int) -> str:
+    """So many runs, in words."""
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def cancelled(count: int) -> str:
+    """What a cancel did."""
+    return f"{runs(count)} cancelled; what was finished is kept." if count else "None of these runs waits or goes on."
+
+
+def resumed(count: int) -> str:
+    """What a resume did."""
+    return f"{runs(count)} resumed." if count else "None of these runs ended early."
 
 
 def differences_html(runs: Sequence[Finished], reference: str) -> str:

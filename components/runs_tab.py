@@ -12,6 +12,7 @@ from components.files import Files
 from components.visitor import Visitor
 from editing_core.bench.desk import Desk
 from editing_core.bench.index import BROKEN, Entry
+from editing_core.bench.progress import clock
 from editing_core.bench.report import report
 from editing_core.bench.stored import read_all, read_result
 from editing_core.errors import BadRequest, EditingError
@@ -25,9 +26,10 @@ Shown = dict[Any, Any]
 MOST_LISTED = 200
 MOST_OPEN = 60
 INTERVAL = 3.0  # seconds between two looks at the list while the tab is shown
-NAMES = ("status", "run", "edits", "k", "efficacy", "score", "seconds", "created", "id")
+NAMES = ("status", "run", "edits", "k", "efficacy", "score", "time", "created", "id")
 WIDTHS: list[str | int] = ["110px", "auto", "60px", "44px", "76px", "68px", "76px", "136px", "156px"]
 NONE = "Click runs in the list to open them here."
+NONE_OPEN = "No run is opened; click one in the list first."
 NO_RUNS = "There are no runs yet: start one in the Benchmark tab, or import a bundle."
 TEXTS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "CSV": ("editscope-runs.csv", csv),
@@ -48,6 +50,7 @@ class RunsTab:
     def build(self) -> None:
         """Place the widgets; call inside the tab."""
         self.stamp, self.timer = gr.State(""), gr.Timer(INTERVAL, active=False)
+        self.doomed = gr.State([])  # what Delete has asked about
         with gr.Row(elem_classes="es-fields"):
             self.text = gr.Textbox("", label="Name, id or error contains", max_lines=1, scale=3, elem_id="runs-text")
             statuses = [("all", ""), *((s, s) for s in (*OPEN, *ENDED, BROKEN))]
@@ -123,29 +126,34 @@ class RunsTab:
         """What shows the opened runs."""
         return [*self.view.outputs, self.reference, self.differences, self.asked, *self.cases.outputs]
 
+    def on_enter(self, values: Values) -> Shown:
+        """The tab was opened: look at the list from now on. Only this wakes the timer, a late tick must not."""
+        return {**self.on_list(values), self.timer: gr.Timer(active=True)}
+
     def on_list(self, values: Values) -> Shown:
         """The list as it is now, where it changed."""
+        if self.desk.public and not values[self.visitor.key]:
+            return {self.count: "One moment."}  # the browser has not got its key yet
+        text, status = str(values[self.text] or ""), str(values[self.status] or "")
+        statuses = (status,) if status else ()
+        key = values[self.visitor.key]
         try:
-            entries = self.desk.entries(
-                values[self.visitor.key], str(values[self.text] or ""), str(values[self.status] or "")
-            )
+            shown = self.desk.entries(key, text, statuses, MOST_LISTED)
+            rest = self.desk.count(key, text, statuses) - len(shown)
         except EditingError as error:
-            return {self.message: progress_view.error_html(str(error)), self.timer: gr.Timer(active=False)}
-        stamp = str(hash(tuple(entries)))
+            return {self.message: progress_view.error_html(str(error))}
+        stamp = str(hash((tuple(shown), rest)))
         if stamp == values[self.stamp]:
-            return {self.timer: gr.Timer(active=True)}
-        shown = entries[:MOST_LISTED]
-        more = f"{len(entries) - len(shown):,} more; narrow the list to see them." if len(entries) > len(shown) else ""
-        filtered = values[self.text] or values[self.status]
+            return {self.stamp: stamp}
+        more = f"{rest:,} more; narrow the list to see them." if rest > 0 else ""
         known = {entry.id for entry in shown}
-        opened = _ids(values[self.opened])
-        choices = [(entry.name or entry.id, entry.id) for entry in shown] + [(n, n) for n in opened if n not in known]
+        choices = [(entry.name or entry.id, entry.id) for entry in shown]
+        choices += [(name, name) for name in _ids(values[self.opened]) if name not in known]
         return {
             self.listing: gr.Dataframe(value=[_row(entry) for entry in shown]),
-            self.count: more if shown else "No run fits." if filtered else NO_RUNS,
+            self.count: more if shown else "No run fits." if text or status else NO_RUNS,
             self.opened: gr.Dropdown(choices),
             self.stamp: stamp,
-            self.timer: gr.Timer(active=True),
         }
 
     def on_leave(self) -> Shown:
@@ -169,8 +177,8 @@ class RunsTab:
             **runs_view.show(self.view, runs, values, problems),
             self.reference: gr.Dropdown(choices, value=reference),
             self.differences: _differences(runs, reference),
-            self.asked: "".join(run_html.asked_html(folder, folder.head()) for folder in folders),
-            **case_browser.show_runs(self.cases, runs),
+            self.asked: "".join(run_html.asked_html(folder) for folder in folders),
+            **case_browser.show_runs(self.cases, runs, values),
         }
 
     def on_view(self, values: Values) -> Shown:
@@ -205,18 +213,18 @@ class RunsTab:
     def _write(self, name: str, values: Values) -> Path:
         folders = self._folders(values)
         if not folders:
-            raise BadRequest("No run is opened; click one in the list first.")
+            raise BadRequest(NONE_OPEN)
         if name == BUNDLE:
             if len(folders) > 1:
                 raise BadRequest(f"{len(folders)} runs are opened, a bundle holds one; leave one open.")
-            path = self.files.place(f"editscope-run-{folders[0].path.stat().st_ino}.zip")
+            path = self.files.place(f"{run_html.file_name(folders[0])}.zip")
             self.desk.export(values[self.visitor.key], folders[0].id, path)
             return path
         runs, _ = read_all(folders)
         if not runs:
             raise BadRequest("No run opened has finished an iteration yet; wait for one.")
-        heads = {folder.id: folder.head() for folder in folders}
         if name == REPORT:
+            heads = {folder.id: folder.head() for folder in folders if folder.id in {run.id for run in runs}}
             path, text = self.files.place("editscope-report.html"), report(runs, [heads[run.id] for run in runs])
         else:
             file, write = TEXTS[name]
@@ -228,6 +236,8 @@ class RunsTab:
     def on_import(self, values: Values) -> Shown:
         """A bundle was given: it becomes a run, or the reason is told."""
         try:
+            if not isinstance(values[self.upload], str):
+                raise BadRequest("No file came; choose a run bundle, a file that ends in .zip.")
             folder = self.desk.take_in(values[self.visitor.key], Path(values[self.upload]))
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
@@ -239,39 +249,35 @@ class RunsTab:
 
     def on_cancel(self, values: Values) -> Shown:
         """Ask the opened runs that wait or go on to stop."""
-        return self._do(values, lambda key, ids: f"{self.desk.cancel(key, ids)} cancelled; what was finished is kept.")
+        return self._do(values, lambda key, ids: run_html.cancelled(self.desk.cancel(key, ids)))
 
     def on_resume(self, values: Values) -> Shown:
         """Put the opened runs that ended early back into the queue."""
-
-        def resume(key: str, ids: list[str]) -> str:
-            for name in ids:
-                self.desk.resume(key, name)
-            return "Resumed; see the Benchmark tab."
-
-        return self._do(values, resume)
+        return self._do(values, lambda key, ids: run_html.resumed(self.desk.resume(key, ids)))
 
     def on_delete(self, values: Values) -> Shown:
-        """Delete was pressed: ask before anything is gone."""
-        count = len(_ids(values[self.opened]))
-        if not count:
-            return {self.message: progress_view.error_html("No run is opened; click one in the list first.")}
-        runs = "this run" if count == 1 else f"these {count} runs"
+        """Delete was pressed: ask before anything is gone. What is opened meanwhile is not meant."""
+        ids = _ids(values[self.opened])
+        if not ids:
+            return {self.message: progress_view.error_html(NONE_OPEN)}
+        runs = "this run" if len(ids) == 1 else f"these {len(ids)} runs"
         question = progress_view.error_html(f"Delete {runs} for good? There is no way back.")
-        return {self.confirm: gr.Row(visible=True), self.question: question}
+        return {self.confirm: gr.Row(visible=True), self.question: question, self.doomed: ids}
 
     def on_sure(self, values: Values) -> Shown:
-        """Yes, delete."""
-
-        def delete(key: str, ids: list[str]) -> str:
-            self.desk.delete(key, ids)
-            return "Deleted."
-
-        return {self.confirm: gr.Row(visible=False), **self._do(values, delete, close=True)}
+        """Yes, delete what was asked about."""
+        ids = _ids(values[self.doomed])
+        try:
+            told = f"{run_html.runs(self.desk.delete(values[self.visitor.key], ids))} deleted."
+        except EditingError as error:
+            return {self.confirm: gr.Row(visible=False), self.message: progress_view.error_html(str(error))}
+        left = [name for name in _ids(values[self.opened]) if name not in ids]
+        shown = {self.message: progress_view.note_html(told), self.opened: left, self.doomed: []}
+        return {self.confirm: gr.Row(visible=False), **shown}
 
     def on_keep(self) -> Shown:
         """No, keep them."""
-        return {self.confirm: gr.Row(visible=False)}
+        return {self.confirm: gr.Row(visible=False), self.doomed: []}
 
     def on_key(self, values: Values) -> Shown:
         """Another key was given: from now on its runs are shown."""
@@ -281,28 +287,21 @@ class RunsTab:
             return {self.message: progress_view.error_html(str(error))}
         return {self.visitor.key: values[self.key], self.opened: [], self.message: ""}
 
-    def _do(self, values: Values, action: Callable[[str, list[str]], str], close: bool = False) -> Shown:
-        """Do something with the opened runs and say so; close: they are gone then."""
-        ids = _ids(values[self.opened])
+    def _do(self, values: Values, action: Callable[[str, list[str]], str]) -> Shown:
+        """Do something with the opened runs and say so."""
         try:
-            if not ids:
-                raise BadRequest("No run is opened; click one in the list first.")
-            told = progress_view.note_html(action(values[self.visitor.key], ids))
+            ids = _ids(values[self.opened])
+            told = action(values[self.visitor.key], ids) if ids else NONE_OPEN
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
-        return {self.message: told, **({self.opened: []} if close else {})}
+        return {self.message: progress_view.note_html(told)}
 
     def _folders(self, values: Values) -> list[RunFolder]:
-        """The opened runs that are there, readable and the visitor's own."""
-        found = []
-        for name in _ids(values[self.opened]):
-            try:
-                folder = self.desk.folder(values[self.visitor.key], name)
-                folder.head()
-                found.append(folder)
-            except EditingError:
-                continue
-        return found
+        """The opened runs that are there and the visitor's own."""
+        try:
+            return self.desk.folders(values[self.visitor.key], _ids(values[self.opened]))
+        except EditingError:
+            return []
 
 
 def _ids(value: Any) -> list[str]:
@@ -312,7 +311,7 @@ def _ids(value: Any) -> list[str]:
 def _row(entry: Entry) -> list[Any]:
     """A line of the list."""
     shares = ["" if share is None else f"{share:.1f} %" for share in (entry.efficacy, entry.score)]
-    seconds = "" if entry.seconds is None else f"{entry.seconds:.3g}"
+    seconds = "" if entry.seconds is None else clock(entry.seconds)
     created = entry.created[:16].replace("T", " ")
     counts = ["" if n is None else n for n in (entry.n_edits, entry.chosen)]
     return [run_html.sign(entry.status), entry.name or entry.error, *counts, *shares, seconds, created, entry.id]
@@ -322,4 +321,7 @@ def _differences(runs: list[Finished], reference: Any) -> str:
     """The table of differences, or why there is none."""
     if len(runs) < 2:
         return "<div class='es-hint'>Open two runs or more to compare them.</div>"
-    return run_html.differences_html(runs, str(reference))
+    try:
+        return run_html.differences_html(runs, str(reference))
+    except EditingError as error:
+        return progress_view.error_html(str(error))

@@ -81,7 +81,7 @@ def _folder(options: argparse.Namespace, name: str | None = None) -> RunFolder:
 
 
 def _list(options: argparse.Namespace) -> None:
-    found = Index(options.root).entries(options.find, options.status)
+    found = Index(options.root).entries(options.find, (options.status,) if options.status else ())
     for entry in found:
         score = "" if entry.score is None else f"  score {entry.score:.1f}"
         print(f"{entry.id}  {entry.created}  {entry.status:<12} {entry.name}{score}  {entry.error}".rstrip())

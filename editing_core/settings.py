@@ -42,25 +42,44 @@ class Settings:
 
 
 def _check(name: str, value: Any, default: Any, meta: Mapping[str, Any]) -> None:
+    """BadSetting unless the value may stand where the default does."""
     low, high, choices = meta["low"], meta["high"], meta["choices"]
-    if isinstance(default, bool) != isinstance(value, bool):
-        raise BadSetting(
-            f"{name} must be {'true or false' if isinstance(default, bool) else 'a number'}, got {value!r}; correct it."
-        )
     if choices and value not in choices:
-        raise BadSetting(f"{name} is {value!r}, allowed are {', '.join(choices)}; choose one of them.")
-    numbers = value if isinstance(value, tuple) else (value,)
-    if isinstance(default, tuple) and (not isinstance(value, tuple) or not value or list(value) != sorted(set(value))):
+        raise BadSetting(f"{name} is {shown(value)}, allowed are {', '.join(choices)}; choose one of them.")
+    if isinstance(default, bool) != isinstance(value, bool):
+        wanted = "true or false" if isinstance(default, bool) else "a number"
+        raise BadSetting(f"{name} must be {wanted}, got {shown(value)}; correct it.")
+    if isinstance(default, tuple):
+        _check_layers(name, value, low, high)
+    elif low is not None:
+        check_number(name, value, low, high, whole=isinstance(default, int))
+
+
+def _check_layers(name: str, value: Any, low: float, high: float) -> None:
+    layers = value if isinstance(value, tuple) else ()
+    for layer in layers:  # before they are sorted, which only numbers can be
+        check_number(name, layer, low, high, whole=True)
+    if not layers or list(layers) != sorted(set(layers)):
         raise BadSetting(
-            f"{name} must be one or more layers in ascending order such as 0,1,2, got {value!r}; correct it."
+            f"{name} must be one or more layers in ascending order such as 0,1,2, got {shown(value)}; correct it."
         )
-    if low is None:
-        return
-    for number in numbers:
-        whole = isinstance(default, int | tuple) and not isinstance(number, int)
-        if whole or not isinstance(number, int | float) or not low <= number <= high:
-            kind = "whole numbers" if isinstance(default, int | tuple) else "numbers"
-            raise BadSetting(f"{name} is {number!r}, allowed are {kind} from {low:g} to {high:g}; choose one of them.")
+
+
+def check_number(name: str, value: Any, low: float, high: float, whole: bool) -> None:
+    """BadSetting unless the value is a number, or a whole one, from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not low <= value <= high:
+        kind, form = ("whole numbers", "") if whole else ("numbers", "g")
+        allowed = f"{kind} from {low:{form}} to {high:{form}}"
+        raise BadSetting(f"{name} is {shown(value)}, allowed are {allowed}; choose one of them.")
+
+
+def shown(value: Any) -> str:
+    """Whatever came in at most 60 characters, for the sentence that refuses it."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists in lists without end
+        text = f"an enormous {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _parse(name: str, text: str, default: Any) -> Any:

@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any
 
 from editing_core.bench.protocols import PROTOCOLS, Protocol
 from editing_core.conventions import CONVENTIONS
 from editing_core.data.datasets import FORMATS
+from editing_core.data.zsre import DIRECTIONS
 from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
@@ -16,6 +18,7 @@ from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.models.language_model import DTYPES
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.settings import check_number, shown
 
 KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
@@ -24,6 +27,11 @@ KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     float: ("a number", (int, float)),
 }
+RANGES = {"limit": (1, 1_000_000), "trial": (0, 1_000_000), "seed": (0, 2**31 - 1)}
+MOST_NAME = 90  # characters; a legend has room for no more
+# What departs from the defaults is told of these; `Assist.name` tells the rest of the assistance.
+TOLD = ("dtype", "direction", "eligible", "skip_bad", "generate", "texts", "references")
+TOLD_OF_ASSIST = ("count", "choice", "minimum", "token_share", "subject_share")
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,13 @@ class RunConfig:
             wanted, kinds = KINDS.get(f.type, ("a table of settings", (Mapping,)))
             value = getattr(self, f.name)
             if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-                raise BadSetting(f"{f.name} must be {wanted}, got {value!r}; correct it.")
+                raise BadSetting(f"{f.name} must be {wanted}, got {shown(value)}; correct it.")
+        for name, (low, high) in RANGES.items():
+            if (value := getattr(self, name)) is not None:
+                check_number(name, value, low, high, whole=True)
         for name, known in (
             ("dataset", FORMATS),
+            ("direction", DIRECTIONS),
             ("dtype", DTYPES),
             ("preset", CONVENTIONS),
             ("protocol", PROTOCOLS),
@@ -77,12 +89,12 @@ class RunConfig:
             raise BadSetting("generate needs one edit of all records, which protocol single has not; leave one out.")
         _ = self.plan, self.sharing
 
-    @property
+    @cached_property
     def plan(self) -> EditPlan:
         """What is done to the records."""
         row = editor_row(self.editor)
         rule = self.stop or ("none" if self.preset == "faithful" else "perplexity")
-        stop = StopSettings(self.iterations, rule, float(self.tolerance), float(self.collapse_factor))
+        stop = StopSettings(self.iterations, rule, self.tolerance, self.collapse_factor)
         settings = row.preset(self.model, self.preset).settings.changed(_tuples(self.settings))
         conventions = CONVENTIONS[self.preset].changed(self.conventions)
         return EditPlan(row.name, settings, stop, self.seed, Assist().changed(self.assist), conventions)
@@ -94,10 +106,40 @@ class RunConfig:
 
     @property
     def name(self) -> str:
-        """The run in short."""
-        assist = self.plan.assist.name
-        parts = (self.model, f"{self.editor}{f' + {assist}' if assist else ''}", self.dataset.partition(":")[0])
-        return f"{', '.join(parts)}, trial {self.trial}"
+        """The run in at most MOST_NAME characters: what it edits how, and what departs from the defaults."""
+        assist, (base, _, part) = self.plan.assist.name, self.dataset.partition(":")
+        parts = (
+            self.model,
+            f"{self.editor}{f' + {assist}' if assist else ''}",
+            base,
+            f"trial {self.trial}",
+            f"N {self.limit}" if self.limit else "",
+            "" if part in ("", *FORMATS[base].parts)[:2] else _brief(part),  # the first part is the usual
+            "" if self.protocol == "batch" else self.sharing.label,
+            self.variant,
+            "" if self.seed == self.trial else f"seed {self.seed}",  # a grid's trials have their own
+        )
+        text = ", ".join(filter(None, parts))
+        kept = text[: MOST_NAME - 8]
+        return text if len(text) <= MOST_NAME else f"{kept.rpartition(', ')[0] or kept}, … {self.key[:4]}"
+
+    @property
+    def variant(self) -> str:
+        """What departs from the defaults in how a run edits, stops and measures; "" where nothing does.
+
+        Runs of one editor, assistance and protocol on the same records that differ in it are no trials of each other.
+        """
+        usual = RunConfig(model=self.model, editor=self.editor, preset=self.preset)
+        own, plain = self.plan, usual.plan
+        told = (
+            "" if self.preset == RunConfig.preset else self.preset,
+            *_departures(own.stop, plain.stop),
+            *_departures(own.settings, plain.settings),
+            *_departures(own.conventions, plain.conventions),
+            *_departures(own.assist, plain.assist, TOLD_OF_ASSIST),
+            *_departures(self, usual, TOLD),
+        )
+        return ", ".join(filter(None, told))
 
     @property
     def key(self) -> str:
@@ -120,6 +162,23 @@ class RunConfig:
             return RunConfig(**values)
         except EditingError as error:
             raise BadSetting(f"{where}: {error}" if where else str(error)) from error
+
+
+def _departures(own: Any, usual: Any, names: Sequence[str] = ()) -> Iterator[str]:
+    """Name and value of the fields in which two of a kind differ. names: the fields to look at, none for all."""
+    for name in names or [f.name for f in fields(own)]:
+        value = getattr(own, name)
+        if value != getattr(usual, name):
+            yield f"{name} {_brief(value)}"
+
+
+def _brief(value: Any) -> str:
+    """A value in a name; a path without its folders, which not everybody who reads the name need know."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).rpartition("/")[2]
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -20,7 +22,7 @@ import torch
 
 from editing_core.bench.index import Index
 from editing_core.errors import BadRequest, BadSetting
-from editing_core.runs.folder import CANCELLED, FAILED, LOG, QUEUED, RUNNING, Busy, RunFolder, now
+from editing_core.runs.folder import CANCELLED, FAILED, LOG, QUEUED, RUNNING, Busy, RunFolder, now, try_lock
 
 LOOK = 0.3  # seconds between two looks at the queue
 MOST_LOST = 3  # times a run goes back into the queue by itself
@@ -126,11 +128,12 @@ def _device(place: int) -> str:
 
 @dataclass(eq=False)
 class Dispatcher:
-    """Starts queued runs below `root`, oldest first, as places get free, while it leads.
+    """Starts queued runs below `root`, owners in turn and the oldest of each first, as places get free, while it leads.
 
-    A run whose worker was lost goes back into the queue, and so does one whose worker ended before it began, but only
-    MOST_LOST times: what takes every worker down would never come to an end. Counted in memory, as what it guards
-    against is a quick circle; who leads next may well try again.
+    A run that goes on for longer than its run.json says it may is asked to stop. One whose worker was lost goes back
+    into the queue, and so does one whose worker ended before it began, but only MOST_LOST times: what takes every
+    worker down would never come to an end. Counted in memory, as what it guards against is a quick circle; who leads
+    next may well try again.
     """
 
     root: Path
@@ -165,6 +168,8 @@ class Dispatcher:
             self._dismiss()
         going, waiting = _open_runs(self.root)
         if leads:
+            for folder, head in going:
+                _end_in_time(folder, head)
             self._start(going, waiting)
         return len(going) + len(waiting)
 
@@ -177,18 +182,17 @@ class Dispatcher:
         """Whether this one started a worker for the run and may yet start another."""
         return folder.id in self._started
 
-    def _start(self, going: Sequence["Seen"], waiting: Sequence["Seen"]) -> None:
+    def _start(self, going: Sequence["Seen"], waiting: Sequence[RunFolder]) -> None:
         taken: dict[str, Any] = {folder.id: head.get("place") for folder, head in going}
         taken |= {name: place for name, (_, place) in self._started.items()}
         places = self.executor.places
         free = [place for place in range(places) if place not in taken.values()][: max(0, places - len(taken))]
-        for folder, head in waiting:
-            if free and not self.minds(folder):
-                # A worker that a former leader started may still be on its way: then both are on the same place.
-                place = head["place"] if head.get("place") in free else free[0]
-                if _claimed(folder, place):
-                    free.remove(place)
-                    self._started[folder.id] = self.executor.start(folder, place), place
+        for folder in (folder for folder in waiting if not self.minds(folder)):
+            if not free:
+                break
+            if (place := _claimed(folder, free)) is not None:
+                free.remove(place)
+                self._started[folder.id] = self.executor.start(folder, place), place
 
     def _dismiss(self) -> None:
         """Forget workers that are gone and whose runs are settled."""
@@ -206,7 +210,7 @@ class Dispatcher:
                     self._again(folder)
         except Busy:  # the host of a lost worker may not have noticed yet
             return fate is not Fate.LOST
-        except (BadRequest, FileNotFoundError):  # deleted
+        except BadRequest:  # deleted
             pass
         return True
 
@@ -214,7 +218,7 @@ class Dispatcher:
         """Put a run back into the queue, unless that was done too often or somebody wants it to end."""
         self._lost[folder.id] += 1
         if folder.cancel_wanted:
-            folder.update(status=CANCELLED, finished=now())
+            folder.update(status=CANCELLED, finished=now(), error=folder.why_cancelled)
         elif self._lost[folder.id] <= MOST_LOST:
             folder.update(status=QUEUED)
         else:
@@ -232,40 +236,52 @@ def folders(root: Path) -> Iterator[RunFolder]:
             yield RunFolder(entry)
 
 
-def _open_runs(root: Path) -> tuple[list[Seen], list[Seen]]:
-    """Runs with their heads: those a living worker is at, and those that wait, the oldest first."""
+def _open_runs(root: Path) -> tuple[list[Seen], list[RunFolder]]:
+    """Runs a living worker is at, with their heads, and those that wait, the next one first."""
     going, waiting = [], []
-    for folder in (RunFolder(root / name) for name in Index(root).open()):
-        try:
-            head = folder.head()
-            if head["status"] == QUEUED:
-                waiting.append((folder, head))
-            elif folder.standing(head["status"]) == RUNNING:
-                going.append((folder, head))
-        except (BadRequest, FileNotFoundError):  # told where runs are listed, or deleted meanwhile
-            continue
-    return going, sorted(waiting, key=lambda seen: (seen[1]["created"], seen[0].id))
+    for entry in Index(root).open():
+        folder = RunFolder(root / entry.id)
+        if entry.status == QUEUED:
+            waiting.append(folder)
+        else:
+            with suppress(BadRequest):  # deleted meanwhile
+                going.append((folder, folder.head()))
+    return going, waiting
 
 
-def _claimed(folder: RunFolder, place: int) -> bool:
-    """Write a run's place into its head; False where it does not wait any more, such as after a cancel."""
+def _end_in_time(folder: RunFolder, head: Mapping[str, Any]) -> None:
+    """Ask a run to stop that goes on for longer than it may."""
+    minutes = head.get("minutes")
+    if minutes is None or "started" not in head or folder.cancel_wanted:
+        return
+    if datetime.now(UTC) - datetime.fromisoformat(head["started"]) > timedelta(minutes=minutes):
+        with suppress(BadRequest):  # deleted meanwhile
+            folder.cancel(
+                f"The run went on for more than {minutes:g} minutes, at most so many are given to one at a time; "
+                "ask for fewer edits or iterations, or resume it later."
+            )
+
+
+def _claimed(folder: RunFolder, free: Sequence[int]) -> int | None:
+    """A free place, written into the run's head; None where it does not wait any more, such as after a cancel."""
     try:
         with folder.held():
-            waits = bool(folder.head()["status"] == QUEUED)
-            if waits:
-                folder.update(place=place)
-            return waits
-    except (Busy, BadRequest, FileNotFoundError):
-        return False
+            head = folder.head()
+            if head["status"] != QUEUED:
+                return None
+            # A worker that a former leader started may still be on its way: then both are on the same place.
+            place = head["place"] if head.get("place") in free else free[0]
+            folder.update(place=place)
+            return int(place)
+    except (Busy, BadRequest):
+        return None
 
 
 def _locked(path: Path) -> IO[str] | None:
     """The file, locked for as long as it stays open; None where somebody else has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
+    if try_lock(file, fcntl.LOCK_EX):
+        return file
+    file.close()
+    return None

@@ -4,7 +4,7 @@
     editors = ["memit", "pmet"]
     datasets = ["pocket-facts"]
     neighbors = ["off", "na"]
-    trials = 3                          disjoint records, and another seed of the prefixes
+    trials = 3                          disjoint records, and another seed of the prefixes; or a list, [3, 4]
 
     [common]                            any key of a run, for all cells
     limit = 100
@@ -18,7 +18,7 @@ TOML or YAML. A cell that is done is not done again, one that ended early goes o
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -28,14 +28,15 @@ from typing import Any
 import yaml
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.executors import folders
+from editing_core.bench.index import Entry, Index
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.runs.folder import DONE, OPEN, RunFolder
+from editing_core.settings import check_number, shown
 
 AXES = {"models": [DEFAULT], "editors": ["memit"], "datasets": ["pocket-facts"], "neighbors": ["off"]}
 TABLES = ("common", "editor")
-MOST_CELLS, MOST_TRIALS = 10_000, 1000
+MOST_CELLS, MOST_TRIALS, LAST_TRIAL = 10_000, 1000, 1_000_000
 MAX_BYTES = 1_000_000
 
 
@@ -63,11 +64,14 @@ def grid_of(values: Mapping[str, Any]) -> Grid:
         if name not in axes["editors"]:
             raise BadSetting(f"editor.{name} is for no cell: editors are {', '.join(axes['editors'])}; add it there.")
     more = {editor: {**common, **_table(own, editor, "editor.")} for editor in axes["editors"]}
-    trials = _trials(values.get("trials", 1), prod(len(axis) for axis in axes.values()))
+    trials = _trials(values.get("trials", 1))
+    count = prod(len(axis) for axis in (*axes.values(), trials))
+    if count > MOST_CELLS:
+        raise BadSetting(f"The file asks for {count:,} runs, at most {MOST_CELLS:,} are taken; split it.")
     cells = (
         _cell(more[editor], model, editor, dataset, neighbors, trial)
         for model, editor, dataset, neighbors in product(*axes.values())
-        for trial in range(trials)
+        for trial in trials
     )
     return Grid(tuple(cells))
 
@@ -76,51 +80,41 @@ def _cell(more: Mapping[str, Any], model: str, editor: str, dataset: str, neighb
     """One run. more: what the file says of this editor's cells."""
     own: dict[str, Any] = {"model": model, "editor": editor, "dataset": dataset, "trial": trial}
     if neighbors != "off":
-        own["assist"] = {**more.get("assist", {}), "neighbors": neighbors}
+        own["assist"] = {**_table(more, "assist"), "neighbors": neighbors}
     return RunConfig.of({"seed": trial, **more, **own}, f"{model}, {editor}, {dataset}")
 
 
-def _trials(given: Any, cells: int) -> int:
-    """How many trials each of so many combinations gets."""
-    if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= MOST_TRIALS:
-        raise BadSetting(f"trials is {given!r}, allowed are whole numbers from 1 to {MOST_TRIALS}; correct it.")
-    if given * cells > MOST_CELLS:
-        raise BadSetting(f"The file asks for {given * cells:,} runs, at most {MOST_CELLS:,} are taken; split it.")
-    return given
+def _trials(given: Any) -> Sequence[int]:
+    """The numbers of the trials: those of a list, or as many as are asked for, from 0."""
+    if isinstance(given, list) and given:
+        for trial in given:
+            check_number("trials", trial, 0, LAST_TRIAL, whole=True)
+        if len(set(given)) < len(given):
+            raise BadSetting(f"trials names something twice: {shown(given)}; keep one of each.")
+        return given
+    check_number("trials", given, 1, MOST_TRIALS, whole=True)
+    return range(given)
 
 
-def enter(grid: Grid, root: Path, owner: str = "") -> list[RunFolder]:
+def enter(grid: Grid, root: Path, owner: str = "", minutes: float | None = None) -> list[RunFolder]:
     """The run of every cell: one that is there already, put back into the queue if it ended early, or a new one.
 
-    owner: as in `RunFolder.create`; only that owner's runs are there already.
+    owner, minutes: as in `RunFolder.create`; only that owner's runs are there already.
     """
     found = []
-    for cell, folder in there(grid, root, owner):
-        folder = folder or RunFolder.create(root, cell.to_json(), owner)
-        if folder.status not in (*OPEN, DONE):
+    for cell, entry in there(grid, Index(root).entries(owner=owner)):
+        folder = RunFolder(root / entry.id) if entry else RunFolder.create(root, cell.to_json(), owner, minutes)
+        if entry and entry.status not in (*OPEN, DONE):
             folder.queue()
         found.append(folder)
     return found
 
 
-def there(grid: Grid, root: Path, owner: str = "") -> list[tuple[RunConfig, RunFolder | None]]:
-    """Every cell with its run, where it has one already."""
-    known = dict(_by_key(root, owner))
+def there(grid: Grid, entries: Iterable[Entry]) -> list[tuple[RunConfig, Entry | None]]:
+    """Every cell with its run among those of one owner; of equal ones a finished one counts, then one underway."""
+    own = sorted((e for e in entries if not e.imported), key=lambda e: (e.status == DONE, e.status in OPEN))
+    known = {entry.cell: entry for entry in own}
     return [(cell, known.get(cell.key)) for cell in grid.cells]
-
-
-def _by_key(root: Path, owner: str) -> Iterator[tuple[str, RunFolder]]:
-    """Every readable run of an owner by what it was asked to do; of equal ones a finished one counts."""
-    entries = []
-    for folder in folders(root):
-        try:
-            head = folder.head()
-            if head.get("owner", "") == owner and not head.get("imported"):
-                entries.append((RunConfig.of(head["config"]).key, folder, folder.status == DONE))
-        except (BadRequest, BadSetting, KeyError):
-            continue
-    for key, folder, _ in sorted(entries, key=lambda entry: entry[2]):
-        yield key, folder
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -162,7 +156,7 @@ def _toml(value: Any) -> str:
 
 def _axis(name: str, given: Any) -> Sequence[str]:
     if not isinstance(given, list) or not given or not all(isinstance(entry, str) for entry in given):
-        raise BadSetting(f"{name} is {given!r}, but must be a list of names such as {AXES[name]!r}; correct it.")
+        raise BadSetting(f"{name} is {shown(given)}, but must be a list of names such as {AXES[name]!r}; correct it.")
     if len(set(given)) < len(given):
         raise BadSetting(f"{name} names something twice: {', '.join(given)}; keep one of each.")
     return given
@@ -171,5 +165,5 @@ def _axis(name: str, given: Any) -> Sequence[str]:
 def _table(values: Mapping[str, Any], name: str, where: str = "") -> Mapping[str, Any]:
     found = values.get(name, {})
     if not isinstance(found, dict):
-        raise BadSetting(f"{where}{name} is {found!r}, but must be a table of keys; correct it.")
+        raise BadSetting(f"{where}{name} is {shown(found)}, but must be a table of keys; correct it.")
     return found

@@ -103,7 +103,7 @@ def work_on(folder: RunFolder, load: Load) -> str:
             _finish(folder, done)
         except Cancelled:
             if folder.cancel_wanted:  # otherwise nobody meant this run: its machine goes down, and it is interrupted
-                _end(folder, CANCELLED)
+                _end(folder, CANCELLED, folder.why_cancelled)
         except EditingError as error:
             _end(folder, FAILED, str(error))
         except Exception:
@@ -155,7 +155,7 @@ def leaving(folder: RunFolder) -> Iterator[None]:
             if folder.cancel_wanted:
                 os.kill(os.getpid(), signal.SIGTERM)  # handled in the main thread, whichever it is in
                 if not over.wait(GRACE):
-                    _end(folder, CANCELLED)
+                    _end(folder, CANCELLED, folder.why_cancelled)
                     os._exit(0)
                 return
 

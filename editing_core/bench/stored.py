@@ -4,10 +4,11 @@ A folder may come from anyone: whatever is missing, damaged or of another run is
 is written last and read first, so what it has a row for stands in the other files, also of a run that goes on.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pandas as pd
 
 from editing_core.bench import files
 from editing_core.bench.config import RunConfig
+from editing_core.bench.index import entry_of
 from editing_core.editors.stopping import Decision, every_rule
 from editing_core.errors import BadRequest, EditingError
 from editing_core.models.delta import Update, WeightDelta
@@ -31,11 +33,12 @@ SO_FAR = {"running": "goes on", "queued": "waits to go on", "failed": "failed", 
 
 
 def read_finished(folder: RunFolder) -> Finished:
-    """A run with at least one finished iteration; of one that ended early the last iteration stands for the result."""
+    """A run with at least one finished iteration; of one that ended early the last iteration stands for the result.
+
+    Its probes are read when first asked for, with a BadRequest where they cannot be.
+    """
     head = folder.head()
     config, rows = _config(folder, head), _iterations(folder)
-    with _sound(folder, files.PROBES):
-        probes = _up_to(rows, files.read_probes(folder.path))
     with _sound(folder, HEAD):
         result = head.get("result", {})
         return Finished(
@@ -47,10 +50,11 @@ def read_finished(folder: RunFolder) -> Finished:
             dataset=str(result.get("dataset", config.dataset)),
             protocol=config.sharing.label,
             trial=config.trial,
-            n_edits=int(result.get("n_edits", probes["case_id"].nunique())),
+            n_edits=int(result["n_edits"]) if "n_edits" in result else _measured(folder),
             chosen=int(result.get("chosen", rows["k"].max())),
             iterations=rows,
-            probes=probes,
+            probes=partial(_probes, folder, rows),
+            variant=config.variant,
         )
 
 
@@ -122,9 +126,28 @@ def read_result(folder: RunFolder) -> RunResult:
         )
 
 
-def import_run(bundle: Path, root: Path) -> RunFolder:
-    """Import a bundle below `root` under an id of its own; BadRequest when anything in it is wrong."""
-    return RunFolder(unpack(bundle, root, new_id(), _check_records))
+def import_run(bundle: Path, root: Path, owner: str = "", most: int = sys.maxsize) -> RunFolder:
+    """Import a bundle below `root` under an id of its own; BadRequest when anything in it is wrong.
+
+    owner: as in `RunFolder.create`; it is there before the run can be seen. most: bytes it may take, unpacked.
+    """
+
+    def check(folder: Path) -> None:
+        _check_entry(RunFolder(folder))
+        _check_records(folder)
+        if owner:
+            RunFolder(folder).update(owner=owner)
+
+    return RunFolder(unpack(bundle, root, new_id(), check, most))
+
+
+def _check_entry(folder: RunFolder) -> None:
+    """It can be listed."""
+    try:
+        entry_of(folder.id, folder.head())
+    except EditingError as error:
+        got = f"The bundle's {HEAD} says what no run says of itself, a configuration that is read here is needed"
+        raise BadRequest(f"{got}; choose a run bundle that EditScope packed.") from error
 
 
 def _check_records(folder: Path) -> None:
@@ -206,6 +229,19 @@ def _iterations(folder: RunFolder) -> pd.DataFrame:
         if table.empty or table["k"].tolist() != list(range(len(table))):
             raise ValueError("not one row per k")
     return table
+
+
+def _probes(folder: RunFolder, iterations: pd.DataFrame) -> pd.DataFrame:
+    """The probes of these iterations."""
+    with _sound(folder, files.PROBES):
+        return _up_to(iterations, files.read_probes(folder.path))
+
+
+def _measured(folder: RunFolder) -> int:
+    """How many records have probes so far. Two columns tell, which are read a hundred times faster than all."""
+    with _sound(folder, files.PROBES):
+        edits = [("k", "==", 0), ("kind", "==", "edit")]
+        return len(pd.read_parquet(folder.path / files.PROBES, columns=["k"], filters=edits))
 
 
 def _up_to(iterations: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

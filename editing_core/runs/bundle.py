@@ -27,7 +27,7 @@ from typing import IO, Any
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
 from editing_core.runs.export import whole
-from editing_core.runs.folder import RECORDS, ROUNDS
+from editing_core.runs.folder import RECORDS, ROUNDS, now
 from editing_core.runs.record import SCHEMA, Rounds
 
 FORMAT = "editscope-run-1"
@@ -100,10 +100,13 @@ def pack(folder: Path, target: Path) -> None:
             _write(part, sources, zipfile.ZIP_STORED)
 
 
-def unpack(bundle: Path, root: Path, new_id: str, check: Callable[[Path], None] = _nothing_more) -> Path:
+def unpack(
+    bundle: Path, root: Path, new_id: str, check: Callable[[Path], None] = _nothing_more, most: int = sys.maxsize
+) -> Path:
     """Import a bundle as the run `new_id` below `root` and give its folder; BadRequest when anything in it is wrong.
 
-    check: of the folder, before it can be seen; raises BadRequest.
+    check: of the folder as it will be, before it can be seen; may add to run.json, raises BadRequest.
+    most: bytes of all its files, unpacked; never more than MAX_BYTES.
     new_id: 6 to 64 letters, digits, "-" or "_", not in use. ValueError for another form: ids are made, never typed.
     """
     if not _ID.fullmatch(new_id):
@@ -113,15 +116,15 @@ def unpack(bundle: Path, root: Path, new_id: str, check: Callable[[Path], None] 
         raise BadRequest(f"There is a run {new_id} already, every import needs an id of its own; import it again.")
     with _hidden(place) as part:
         with _opened(bundle) as archive:
-            stamps = _extract(archive, bundle, part)
+            stamps = _extract(archive, bundle, part, min(most, MAX_BYTES))
         _check_manifest(part / MANIFEST, stamps)
         run = _read_object(part / RUN, _OTHER_BUNDLE)
         _check_run(run, _OTHER_BUNDLE)
         for name in (name for name in _CHECKS if name in stamps):
             _CHECKS[name](part / name)
-        check(part)
         (part / MANIFEST).unlink()
-        (part / RUN).write_bytes(_without_owner({**run, "id": new_id, "imported": True}))
+        (part / RUN).write_bytes(_without_owner({**run, **_imported(run, new_id)}))
+        check(part)
         os.rename(part, place)
     return place
 
@@ -149,6 +152,12 @@ def _hidden(place: Path) -> Iterator[Path]:
         raise _refusal(f"The run could not be written ({error.strerror})", needed, "make room there") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _imported(run: Mapping[str, Any], new_id: str) -> dict[str, Any]:
+    """What a run is from now on. created_there: when it was created where it was done, however often imported."""
+    there = run.get("created_there", run.get("created", ""))
+    return {"id": new_id, "imported": True, "created": now("microseconds"), "created_there": there}
 
 
 def _without_owner(run: Mapping[str, Any]) -> bytes:
@@ -229,15 +238,18 @@ def _damage(name: str) -> Iterator[None]:
         raise _refusal(f"{_shown(name)} is damaged", "a whole zip file is needed") from error
 
 
-def _extract(archive: zipfile.ZipFile, bundle: Path, part: Path) -> dict[str, Stamp]:
-    """Every member into the folder `part`, once names, kinds and sizes are checked; gives their stamps."""
+def _extract(archive: zipfile.ZipFile, bundle: Path, part: Path, room: int) -> dict[str, Stamp]:
+    """Every member into the folder `part`, once names, kinds and sizes are checked; gives their stamps.
+
+    room: bytes of all of them.
+    """
     members = archive.infolist()
     _check_members(members)
     packed = bundle.stat().st_size
-    most = min(MAX_BYTES, MAX_RATIO * packed)
+    most = min(room, MAX_RATIO * packed)
     refusal = _refusal(
         f"The bundle of {packed:,} bytes holds more than {most:,}",
-        f"{MAX_RATIO} times its size and {MAX_BYTES:,} bytes in all are allowed",
+        f"{MAX_RATIO} times its size and {room:,} bytes in all are allowed",
     )
     if sum(member.file_size for member in members) > most:
         raise refusal

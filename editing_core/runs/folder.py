@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from editing_core.errors import BadRequest
 from editing_core.runs.export import write_text
@@ -35,6 +35,7 @@ DONE, FAILED, CANCELLED = "done", "failed", "cancelled"
 OPEN, ENDED = (QUEUED, RUNNING), (DONE, FAILED, CANCELLED, INTERRUPTED)
 HEAD, LOCK, CANCEL, PROGRESS, UNITS, LOG = "run.json", "run.lock", "cancel", "progress.json", "units", "log.txt"
 RECORDS, ROUNDS = "records.json", "rounds.json"
+PAUSES = (0.0, 0.002, 0.006, 0.012, 0.03)  # seconds; who looks at a lock has it for microseconds
 
 
 class Busy(Exception):
@@ -48,14 +49,18 @@ class RunFolder:
     path: Path
 
     @staticmethod
-    def create(root: Path, config: Mapping[str, Any], owner: str = "") -> "RunFolder":
-        """A new queued run below root; it appears there whole. owner: a hash of the visitor's key, or nothing."""
+    def create(root: Path, config: Mapping[str, Any], owner: str = "", minutes: float | None = None) -> "RunFolder":
+        """A new queued run below root; it appears there whole.
+
+        owner: a hash of the visitor's key, or nothing. minutes: how long it may go on at a time.
+        """
         root.mkdir(parents=True, exist_ok=True)
         name = new_id()
         draft = root / f".{name}.{secrets.token_hex(4)}"
         draft.mkdir()
         head = {"schema": SCHEMA, "id": name, "status": QUEUED, "created": now("microseconds"), "config": dict(config)}
-        write_text(draft / HEAD, json.dumps({**head, **({"owner": owner} if owner else {})}, indent=1))
+        head |= {key: value for key, value in {"owner": owner, "minutes": minutes}.items() if value}
+        write_text(draft / HEAD, json.dumps(head, indent=1))
         os.replace(draft, root / name)
         return RunFolder(root / name)
 
@@ -65,14 +70,19 @@ class RunFolder:
         return self.path.name
 
     def head(self) -> dict[str, Any]:
-        """run.json as it is; BadRequest when it cannot be read."""
+        """run.json as it is, with a schema, a status and a configuration; BadRequest when it cannot be read."""
         try:
             head = json.loads((self.path / HEAD).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise BadRequest(f"Run {self.id} has no readable {HEAD}; delete it, or put the file back.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise self._unreadable() from error
         if not isinstance(head, dict) or not isinstance(head.get("schema"), int) or head["schema"] > SCHEMA:
             raise BadRequest(f"Run {self.id} was written by a newer version; this one reads schemas up to {SCHEMA}.")
+        if not isinstance(head.get("status"), str) or not isinstance(head.get("config"), dict):
+            raise self._unreadable()
         return head
+
+    def _unreadable(self) -> BadRequest:
+        return BadRequest(f"Run {self.id} has no readable {HEAD}; delete it, or put the file back.")
 
     def update(self, **changes: Any) -> dict[str, Any]:
         """Change entries of run.json; None takes one out."""
@@ -91,35 +101,58 @@ class RunFolder:
 
     def is_held(self) -> bool:
         """Whether a living process works on the run."""
-        try:
-            with self.held():
-                return False
-        except Busy:
-            return True
+        if not (self.path / LOCK).exists():
+            with self._there():
+                self.path.stat()
+            return False
+        # A shared lock, because two who only look are not in each other's way.
+        with self._there(), (self.path / LOCK).open() as file:
+            return not try_lock(file, fcntl.LOCK_SH)
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the run's lock inside; Busy when another process does."""
-        with (self.path / LOCK).open("a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise Busy(self.id) from error
+        """Hold the run's lock inside; Busy when another process does, BadRequest when the run is gone."""
+        with self._there():
+            file = (self.path / LOCK).open("a")
+        with file:
+            for pause in PAUSES:
+                time.sleep(pause)
+                if try_lock(file, fcntl.LOCK_EX):
+                    break
+            else:
+                raise Busy(self.id)
             yield
 
-    def cancel(self) -> None:
-        """Ask the worker to stop; a run that waits, or was interrupted, is cancelled at once."""
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """A folder that vanishes inside was deleted meanwhile. Only looking at it belongs into the block."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise BadRequest(f"Run {self.id} is not there any more; choose one from the list of runs.") from error
+
+    def cancel(self, why: str = "") -> None:
+        """Ask the worker to stop; a run that waits, or was interrupted, is cancelled at once. why: its error then."""
         try:
             with self.held():
                 if self.head()["status"] in OPEN:
-                    self.update(status=CANCELLED, finished=now())
+                    self.update(status=CANCELLED, finished=now(), error=why or None)
         except Busy:
-            (self.path / CANCEL).touch()
+            with self._there():
+                (self.path / CANCEL).write_text(why, encoding="utf-8")
 
     @property
     def cancel_wanted(self) -> bool:
         """Whether somebody asked the worker to stop."""
         return (self.path / CANCEL).exists()
+
+    @property
+    def why_cancelled(self) -> str | None:
+        """What whoever asked the worker to stop told as the reason."""
+        try:
+            return (self.path / CANCEL).read_text(encoding="utf-8") or None
+        except OSError:
+            return None
 
     def queue(self) -> None:
         """Put an interrupted, cancelled or failed run back into the queue; finished pieces stay."""
@@ -138,7 +171,7 @@ class RunFolder:
     def delete(self) -> None:
         """Remove the run for good; a running one is refused."""
         try:
-            with self.held():
+            with self.held(), self._there():
                 gone = self.path.with_name(f".{self.id}.gone")
                 os.replace(self.path, gone)
         except Busy as busy:
@@ -162,6 +195,15 @@ class RunFolder:
         shutil.rmtree(self.path / UNITS, ignore_errors=True)
         for stray in (self.path / PROGRESS, self.path / CANCEL, *self.path.glob(".*.part")):
             stray.unlink(missing_ok=True)
+
+
+def try_lock(file: IO[str], kind: int) -> bool:
+    """Lock an open file until it is closed, if that can be done at once; tells whether it was."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def now(digits: str = "seconds") -> str:

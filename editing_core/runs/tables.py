@@ -11,6 +11,7 @@ from html import escape
 from itertools import groupby
 from math import hypot, isclose, isfinite, isnan, nan
 from string import ascii_lowercase
+from typing import TypeAlias
 
 import pandas as pd
 
@@ -35,6 +36,27 @@ NUMBERS = [column for metric in METRICS for column in (metric, metric + ERROR)]
 COLUMNS = [*BLOCK, *METHOD, "name", "k", "n", "results", *NUMBERS, "error", "note"]
 DIFFERENCES = ["id", "name", "k", "metric", "value", "reference", "difference", "se", "error"]
 SAME = 1e-3  # percent: rounding, as against another definition
+USUAL = "defaults"  # the variant of runs in which nothing departs from them, where others stand beside it
+Probes: TypeAlias = pd.DataFrame | Callable[[], pd.DataFrame] | None
+
+
+class _AtFirstUse:
+    """A field of a dataclass, None by default, that is given as a table or as a function.
+
+    The function is called when the field is first asked for: the probes of a large run take seconds to read, and of
+    all that is made of finished runs only differences need them.
+    """
+
+    def __get__(self, owner: object, kind: type | None = None) -> pd.DataFrame | None:
+        if owner is None:  # the dataclass asks for the default
+            return None
+        kept = vars(owner)
+        if callable(kept["_probes"]):
+            kept["_probes"] = kept["_probes"]()
+        return kept["_probes"]
+
+    def __set__(self, owner: object, given: Probes) -> None:
+        vars(owner)["_probes"] = given
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +65,9 @@ class Finished:
 
     name: a short label. assist: "off" where nothing assists. dataset, protocol: as a reader knows them. chosen: the
     k that is the result. iterations: one row per k from 0, metric columns as in `metrics.CARDS`, with `<metric>_se`
-    over records; NaN is blank. probes: columns as in `evaluator.PROBE_COLUMNS` after k. BadRequest where the rows
-    do not count from 0, or lack the chosen one.
+    over records; NaN is blank. probes: columns as in `evaluator.PROBE_COLUMNS` after k, or a function that gives them.
+    variant: settings and conventions that depart from the defaults; runs that differ in it are never pooled. BadRequest
+    where the rows do not count from 0, or lack the chosen one.
     """
 
     id: str
@@ -58,7 +81,8 @@ class Finished:
     n_edits: int
     chosen: int
     iterations: pd.DataFrame
-    probes: pd.DataFrame | None = None
+    probes: _AtFirstUse = _AtFirstUse()
+    variant: str = ""
 
     def __post_init__(self) -> None:
         found = self.iterations["k"].tolist() if "k" in self.iterations else []
@@ -87,11 +111,11 @@ def layout(runs: Sequence[Finished], rows: str = "all") -> pd.DataFrame:
 
     Runs that differ only in the trial are one row: n counts them, <metric> is the mean, <metric>_se the standard
     error over trials, `results` how many have that k as their result. With n = 1, <metric>_se is over records, where
-    known; `error` says which. Where an editor has a trial twice, its runs differ in more than the trial and are kept
-    apart by name, or each by itself if names do not tell. A trial that ended counts from there on with the iteration
-    it chose, so that late rows are not about the slowest trials alone. Chosen rows of trials that differ in k stand
-    at the largest. `note` says so in both cases, and where not every trial has a value; such values are means over
-    those that have one.
+    known; `error` says which. Where runs of an editor differ in more than the trial, `name` tells them apart: by their
+    variants, and where one has a trial twice by their own names, or each by itself if names do not tell. A trial that
+    ended counts from there on with the iteration it chose, so that late rows are not about the slowest trials alone.
+    Chosen rows of trials that differ in k stand at the largest. `note` says so in both cases, and where not every
+    trial has a value; such values are means over those that have one.
     """
     _check(runs)
     if rows not in ROWS:
@@ -122,17 +146,27 @@ def _alike(runs: Sequence[Finished], fields: Sequence[str]) -> list[list[Finishe
 
 
 def _pools(runs: Sequence[Finished]) -> dict[str, list[Finished]]:
-    """Runs of one method as pools in which no trial is twice, by what tells them apart: "" for a single pool."""
-    if _distinct(runs):
+    """Runs of one method as pools of trials, none of them twice, by what tells them apart: "" for a single pool."""
+    variants = _alike(runs, ["variant"])
+    if len(variants) == 1 and _distinct(runs):
         return {"": list(runs)}
     pools: dict[str, list[Finished]] = {}
-    for named in _alike(runs, ["name"]):
-        for number, pool in enumerate([named] if _distinct(named) else [[run] for run in named], start=1):
-            label = named[0].name if number == 1 else f"{named[0].name} ({number})"
+    for variant in variants:
+        for label, pool in _labelled(variant):
             while label in pools:  # a run may be called what a number makes of another's name
                 label += "'"
             pools[label] = pool
     return pools
+
+
+def _labelled(runs: list[Finished]) -> Iterator[tuple[str, list[Finished]]]:
+    """Pools of one variant with what to call them."""
+    if _distinct(runs):
+        yield runs[0].variant or USUAL, runs
+        return
+    for named in _alike(runs, ["name"]):
+        for number, pool in enumerate([named] if _distinct(named) else [[run] for run in named], start=1):
+            yield named[0].name if number == 1 else f"{named[0].name} ({number})", pool
 
 
 def _distinct(runs: Sequence[Finished]) -> bool:

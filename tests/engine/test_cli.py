@@ -251,7 +251,7 @@ def test_bench_writes_tables(capsys, tmp_path):
         (edit(seed="x"), "invalid int value: 'x'"),
         (["edit", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["bench", "--dataset", "nowhere", "--limit", "3", "--out", "x"], "Unknown data set 'nowhere'"),
-        (["bench", "--dataset", "pocket-facts", "--limit", "0", "--out", "x"], "0 edits were asked for"),
+        (["bench", "--dataset", "pocket-facts", "--limit", "0", "--out", "x"], "limit is 0, allowed are"),
         (["bench", "--dataset", "pocket-facts", "--limit", "5000", "--out", "x"], "5000 edits were asked for"),
         (["bench", "--dataset", "pocket-facts"], "the following arguments are required: --out"),
         (["stats", "--editor", "none"], "Unknown editor 'none'"),

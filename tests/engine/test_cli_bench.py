@@ -450,7 +450,7 @@ def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
     ("arguments", "message"),
     [
         (on("--trial", "10000"), "Trial 10000 was asked for, this data set has"),
-        (on("--trial", "-1"), "Trial -1 was asked for"),
+        (on("--trial", "-1"), "trial is -1, allowed are whole numbers from 0"),
         (on("--trial", "x"), "invalid int value: 'x'"),
         (on("--protocol", "all"), "invalid choice: 'all'"),
         (on("--protocol", "sequential", "--chunk", "0"), "chunk is 0, allowed are whole numbers from 1 to"),

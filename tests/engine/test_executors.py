@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pandas as pd
 import pytest
@@ -150,6 +151,73 @@ def test_a_run_that_was_cancelled_since_the_look_is_not_started(root, hands, lea
     leader.step()
     assert hands.started == [(second.id, 0)]
     assert first.status == CANCELLED
+
+
+def test_the_oldest_runs_of_all_owners_are_started_first(root, hands, leader):
+    ann, more, bob = queued(root, 3)
+    for folder in (ann, more):
+        folder.update(owner="ann")
+    hands.places = 1
+    leader.step()
+    ann.update(status=DONE, started="2026-01-01T00:01:00+00:00")
+    hands.gone[ann.id] = Fate.ENDED
+    leader.step()
+    assert [name for name, _ in hands.started] == [ann.id, bob.id]
+
+
+@pytest.mark.parametrize(("minutes", "late"), [(30, False), (9.99, True), (None, False)])
+def test_a_run_that_takes_longer_than_it_may_is_cancelled_and_says_why(root, hands, leader, minutes, late):
+    (folder,) = queued(root)
+    leader.step()
+    began = datetime.now(UTC) - timedelta(minutes=10)
+    with folder.held():
+        folder.update(status=RUNNING, started=began.isoformat(timespec="seconds"), minutes=minutes)
+        leader.step()
+        assert folder.cancel_wanted == late
+        folder.update(status=CANCELLED, error=folder.why_cancelled)  # as its worker does
+    hands.gone[folder.id] = Fate.ENDED
+    leader.step()
+    assert folder.status == CANCELLED
+    assert ("more than 9.99 minutes" in folder.head().get("error", "")) == late
+    folder.queue()
+    assert "error" not in folder.head()
+    assert not folder.cancel_wanted
+
+
+def test_a_lost_run_that_took_too_long_says_so(root, hands, leader):
+    (folder,) = queued(root)
+    leader.step()
+    with folder.held():
+        folder.update(status=RUNNING, started="2026-01-01T00:00:00+00:00", minutes=30)
+        leader.step()
+    hands.gone[folder.id] = Fate.LOST
+    leader.step()
+    assert folder.status == CANCELLED
+    assert "more than 30 minutes" in folder.head()["error"]
+
+
+def test_a_person_who_cancels_first_is_not_told_of_minutes(root, leader):
+    (folder,) = queued(root)
+    leader.step()
+    with folder.held():
+        folder.update(status=RUNNING, started="2026-01-01T00:00:00+00:00", minutes=30)
+        folder.cancel()
+        leader.step()
+        assert folder.why_cancelled is None
+
+
+def test_a_run_that_is_deleted_since_the_look_is_not_started(root, hands, leader, monkeypatch):
+    first, second = queued(root, 2)
+    look = executors._open_runs
+
+    def slow(where):
+        found = look(where)
+        first.delete()
+        return found
+
+    monkeypatch.setattr(executors, "_open_runs", slow)
+    assert leader.step() == 2
+    assert hands.started == [(second.id, 0)]
 
 
 def test_a_lost_run_goes_on_but_not_for_ever(root, hands, leader):

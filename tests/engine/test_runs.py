@@ -1,7 +1,10 @@
 """Stored runs: what is on disk at any moment, and that a killed or stopped run goes on to the same numbers."""
 
+import fcntl
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,11 +22,15 @@ from editing_core.bench.runner import LiveJournal, work_on
 from editing_core.bench.stored import read_cases, read_finished
 from editing_core.cli import run
 from editing_core.errors import BadRequest, BadSetting
+from editing_core.runs.export import write_text
 from editing_core.runs.folder import (
+    CANCEL,
     CANCELLED,
     DONE,
     FAILED,
+    HEAD,
     INTERRUPTED,
+    LOCK,
     QUEUED,
     RUNNING,
     UNITS,
@@ -103,6 +110,85 @@ def test_a_run_that_says_running_while_nobody_works_on_it_was_interrupted(root):
     assert folder.status == CANCELLED
     folder.delete()
     assert list(root.iterdir()) == []
+
+
+def test_looking_at_a_run_takes_no_lock_from_anybody(root, monkeypatch):
+    folder = RunFolder.create(root, SMALL.to_json())
+    folder.update(status=RUNNING)
+    assert folder.status == INTERRUPTED
+    assert not (folder.path / LOCK).exists(), "who only looks writes nothing"
+    with folder.held():
+        pass
+    with (folder.path / LOCK).open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # somebody else looks at the same time
+        assert folder.status == INTERRUPTED
+        monkeypatch.setattr(time, "sleep", lambda _: other.close())
+        with folder.held():
+            assert folder.is_held()
+
+
+@pytest.mark.parametrize("act", [RunFolder.queue, RunFolder.delete, RunFolder.cancel])
+def test_a_run_is_not_busy_because_somebody_looks_at_it(root, monkeypatch, act):
+    folder = RunFolder.create(root, SMALL.to_json())
+    folder.update(status=RUNNING)
+    with folder.held():
+        pass
+    with (folder.path / LOCK).open() as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda seconds: seconds and other.close())
+        act(folder)
+    assert not (folder.path / CANCEL).exists()
+
+
+def test_a_busy_run_is_told_soon(root):
+    folder = RunFolder.create(root, SMALL.to_json())
+    with folder.held():
+        started = time.monotonic()
+        with pytest.raises(Busy), folder.held():
+            pass
+        assert 0.045 < time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        RunFolder.is_held,
+        RunFolder.head,
+        RunFolder.update,
+        RunFolder.queue,
+        RunFolder.delete,
+        RunFolder.cancel,
+        lambda folder: folder.status,
+        lambda folder: folder.held().__enter__(),
+        lambda folder: folder.standing(RUNNING),
+    ],
+)
+@pytest.mark.parametrize("began", [False, True])
+def test_a_run_that_is_gone_is_told_in_a_sentence(root, ask, began):
+    folder = RunFolder.create(root, SMALL.to_json())
+    if began:
+        with folder.held():
+            pass
+    folder.delete()
+    with pytest.raises(BadRequest, match=folder.id):
+        ask(folder)
+    assert list(root.iterdir()) == []
+
+
+def test_a_run_that_goes_while_its_lock_is_waited_for_is_told_too(root, monkeypatch):
+    folder = RunFolder.create(root, SMALL.to_json())
+    with folder.held():
+        monkeypatch.setattr(time, "sleep", lambda _: shutil.rmtree(folder.path, ignore_errors=True))
+        with pytest.raises(BadRequest, match="is not there any more"):
+            folder.cancel()
+
+
+@pytest.mark.parametrize("change", [{"status": 5}, {"status": None}, {"config": []}, {"config": None}])
+def test_a_head_without_status_or_configuration_is_unreadable(root, change):
+    folder = RunFolder.create(root, SMALL.to_json())
+    write_text(folder.path / HEAD, json.dumps({**folder.head(), **change}))
+    with pytest.raises(BadRequest, match=r"has no readable run\.json"):
+        folder.head()
 
 
 def test_an_imported_run_does_not_go_on_here(root):

@@ -263,6 +263,37 @@ def test_tables_may_be_one_iteration_ahead(copied):
     assert read_finished(copied).probes["k"].max() == 1
 
 
+def test_probes_wait_until_they_are_asked_for(copied, cancelled):
+    whole = read_finished(copied).probes
+    run = read_finished(copied)
+    (copied.path / "probes.parquet").unlink()
+    assert (read_finished(copied).n_edits, run.n_edits) == (3, 3)
+    with pytest.raises(BadRequest, match=rf"^The probes\.parquet of run {copied.id} is missing, damaged"):
+        run.probes  # noqa: B018
+    earlier = read_finished(cancelled)
+    assert (earlier.n_edits, earlier.last) == (3, 1)
+    pd.testing.assert_frame_equal(earlier.probes, whole[whole["k"] < 2])
+    (cancelled.path / "probes.parquet").unlink()
+    with pytest.raises(BadRequest, match=r"^The probes\.parquet of run"):
+        read_finished(cancelled)
+
+
+def test_records_are_counted_before_there_is_a_result(copied):
+    """By their edits: ids that are equal as texts are two records."""
+    table = pd.read_parquet(copied.path / "probes.parquet")
+    first, second, *_ = table["case_id"].unique()
+    table["case_id"] = table["case_id"].replace(second, first)
+    table.to_parquet(copied.path / "probes.parquet")
+    copied.update(result=None)
+    assert read_finished(copied).n_edits == 3
+
+
+def test_runs_are_told_apart_by_what_they_were_asked(copied):
+    run = read_finished(copied)
+    assert run.variant == "iterations 2, stop none, collapse_factor 0, steps 4"
+    assert run.name == f"pocket-gpt2, memit, pocket-facts, trial 0, N 3, iterations 2, stop none, … {SMALL.key[:4]}"
+
+
 @pytest.mark.parametrize("protocol", ["single", "sequential"])
 def test_a_run_of_several_edits_shows_its_cases_only(pocket, tmp_path, protocol):
     config = replace(SMALL, protocol=protocol, limit=2)
@@ -379,7 +410,7 @@ DAMAGE = {
     "no rule": (result(stops=[]), r"The run\.json of run"),
     "versions that are a list": (result(versions=[]), r"The run\.json of run"),
     "no seconds": (result(seconds="x"), r"The run\.json of run"),
-    "no configuration": (run_json(config=None), r"The run\.json of run"),
+    "no configuration": (run_json(config=None), r"run\.json"),
     "a configuration that is a list": (run_json(config=[1]), "."),
     "an editor nobody knows": (run_json(config={"editor": "memmit"}), "Did you mean 'memit'"),
     "settings of another kind": (run_json(config={"settings": {"layers": [[1]]}}), "."),
@@ -394,7 +425,7 @@ def test_a_damaged_run_is_refused_in_one_sentence(copied, damage, match):
     told = str(caught.value)
     assert told.endswith(".")
     assert "\n" not in told
-    for read in (read_finished, read_cases):  # need less, and refuse in the same way what they need
+    for read in (lambda folder: read_finished(folder).probes, read_cases):  # need less, and refuse that in the same way
         with suppress(EditingError):
             read(copied)
 

@@ -5,10 +5,12 @@ import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
+import gradio as gr
 import pytest
 from gradio_client import Client
 
-from components import edit_form, progress_view, result_html, result_view
+from components import edit_form, header, progress_view, result_html, result_view
+from components.files import Files
 from components.jobs import Jobs
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
@@ -202,3 +204,34 @@ def test_the_forms_handlers_do_not_read_the_slider(tab):
     """A press while a longer run ends would send a k beyond the new run's end, which Gradio refuses."""
     assert tab.view.k not in tab.inputs()
     assert tab.view.k in tab.view.inputs
+
+
+def test_downloads_are_bounded_and_the_oldest_leaves_first():
+    files = Files(kept=2)
+    places = [files.place("table.csv") for _ in range(3)]
+    assert [place.parent.exists() for place in places] == [False, True, True]
+    assert len({place.parent for place in places}) == 3
+
+
+def test_large_downloads_leave_for_the_next(monkeypatch):
+    monkeypatch.setattr("components.files.MOST", 10)
+    files = Files()
+    first = files.place("run.zip")
+    first.write_bytes(bytes(11))
+    second = files.place("run.zip")
+    assert (first.exists(), second.parent.exists()) == (False, True)
+
+
+def test_a_case_of_a_model_that_is_not_on_offer_leaves_the_page_as_it_is(tab, run):
+    stranger = replace(run, model="gpt-j-6b-of-another-host")
+    shown = tab.show_case({tab.header.model: "pocket-gpt2", tab.history: []}, stranger)
+    assert shown[tab.header.model] == "pocket-gpt2"
+    assert "not on offer here" in shown[tab.progress.line]
+    assert shown[tab.form.subject] == "Edward Matthew Ward"
+    assert shown[tab.history] == [stranger.id]
+
+
+def test_a_public_page_offers_no_model_that_fills_its_host():
+    with gr.Blocks():
+        assert header.build(200e6).names == ("pocket-gpt2", "gpt2")
+        assert "gpt-j-6b" in header.build().names

@@ -17,6 +17,7 @@ from editing_core.bench.desk import Desk, Limits, new_key
 from editing_core.bench.executors import Dispatcher, LocalProcesses, folders
 from editing_core.bench.grid import grid_of
 from editing_core.bench.runner import work_on
+from editing_core.cli import run
 from editing_core.runs.folder import CANCELLED, DONE, OPEN, RUNNING
 from scripts.screenshot import ARGUMENTS
 
@@ -144,14 +145,16 @@ def opened(site, visit):
     return sheet
 
 
-def test_one_queue_for_two_browsers_and_a_reloaded_page(local, visit):
-    _, url = local
+def test_one_queue_for_two_browsers_a_reloaded_page_and_the_command_line(local, visit, capsys):
+    desk, url = local
     first = visit(url)
     start(first, trials=2)
     expect(first.locator("#bench-message")).to_contain_text("2 runs entered")
     expect(first.locator("#bench-queue .es-run")).to_have_count(2)
     second = visit(url)
     expect(second.locator("#bench-queue .es-run")).to_have_count(2)
+    assert run(["runs", "list", "--root", str(desk.root)]) == 0
+    assert capsys.readouterr().out.count("memit, pocket-facts") == 2
     first.reload()
     show(first, "Benchmark")
     expect(first.locator("#bench-queue .es-run")).to_have_count(2)
@@ -212,6 +215,18 @@ def test_a_case_opens_in_the_panels_of_the_edit_tab(opened):
     expect(opened.locator("#generations")).to_contain_text("The weights of iteration 1 were not kept")
 
 
+def test_deletion_means_what_was_asked_about(opened, finished):
+    opened.locator("#runs-opened .token-remove").first.click()
+    assert until(lambda: drawn(opened, "runs-left") == [3])
+    opened.locator("#runs-delete").click()
+    expect(opened.locator("#runs-confirm")).to_contain_text("Delete this run for good?")
+    opened.locator("#runs-list [role=gridcell]", has_text="trial 0").first.click()
+    assert until(lambda: drawn(opened, "runs-left") == [3, 3])
+    opened.locator("#runs-sure").click()
+    expect(opened.locator("#runs-message")).to_contain_text("1 run deleted")
+    assert [folder.head()["config"]["trial"] for folder in folders(finished.root)] == [0]
+
+
 def test_deletion_asks_before(opened, finished):
     opened.locator("#runs-delete").click()
     expect(opened.locator("#runs-confirm")).to_contain_text("Delete these 2 runs for good?")
@@ -220,7 +235,7 @@ def test_deletion_asks_before(opened, finished):
     assert len(list(folders(finished.root))) == 2
     opened.locator("#runs-delete").click()
     opened.locator("#runs-sure").click()
-    expect(opened.locator("#runs-message")).to_contain_text("Deleted")
+    expect(opened.locator("#runs-message")).to_contain_text("2 runs deleted")
     assert list(folders(finished.root)) == []
     expect(opened.locator("#runs-count")).to_contain_text("There are no runs yet")
 
@@ -274,12 +289,11 @@ def test_on_a_public_page_visitors_see_cancel_and_delete_their_own_runs_only(pub
     expect(bob.locator("#bench-message")).to_contain_text("at most 2 may")
     assert len(list(folders(desk.root))) == 1
     client = Client(url, verbose=False)
-    assert "None of the runs shown goes on" in client.predict(new_key(), [folder.id], api_name="/bench_cancel")
+    assert "None of these runs waits or goes on" in client.predict(new_key(), [folder.id], api_name="/bench_cancel")
     ann.reload()
     show(ann, "Benchmark")
     expect(ann.locator("#bench-queue .es-run")).to_have_count(1)
     assert until(lambda: folder.status == DONE, 120)
-    assert "There is no run" in str(client.predict(new_key(), "", "", [folder.id], api_name="/runs_delete"))
     assert folder.path.exists()
 
     show(ann, "Runs")

@@ -7,6 +7,7 @@ import pickle
 import stat
 import struct
 import zipfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -29,7 +30,9 @@ RECORD = {
     "id": "abc123",
     "status": "done",
     "owner": "5ec4e7",
-    "config": {"editor": "memit", "requests": [{"subject": "<b>Zoë</b>", "neighbors": []}]},
+    "created": "2020-01-01T00:00:00+00:00",
+    "config": {"editor": "memit"},
+    "more": {"requests": [{"subject": "<b>Zoë</b>", "neighbors": []}]},
     "last": {"ppl": float("nan"), "collapse": float("inf")},
     "half": "\ud800",
 }
@@ -141,8 +144,11 @@ def test_a_run_comes_back_equal(run, packed, root):
         n: c for n, c in before.items() if n in FILES and n != "run.json"
     }
     told = record(after["run.json"])
-    expected = {key: value for key, value in RECORD.items() if key != "owner"} | {"id": NEW, "imported": True}
-    assert repr(told) == repr(expected)  # NaN is not equal to itself
+    created = told["created"]
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(created)) < timedelta(minutes=1)
+    expected = {key: value for key, value in RECORD.items() if key != "owner"} | {"id": NEW, "created": created}
+    expected |= {"imported": True, "created_there": RECORD["created"]}
+    assert sorted(map(repr, told.items())) == sorted(map(repr, expected.items()))  # NaN is not equal to itself
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "probes.parquet"), pd.read_parquet(run / "probes.parquet"))
     loaded = WeightDelta.load(folder / "delta.safetensors")
     assert torch.equal(loaded.updates["b.weight"].dense(), torch.eye(2))
@@ -156,6 +162,7 @@ def test_an_imported_run_can_be_packed_and_imported_again(packed, root, tmp_path
     pack(unpack(packed, root, NEW), tmp_path / "again.zip")
     told = record((unpack(tmp_path / "again.zip", root, "third-id") / "run.json").read_bytes())
     assert told["id"] == "third-id"
+    assert told["created_there"] == RECORD["created"]
     assert {p.name for p in root.iterdir()} == {NEW, "third-id"}
 
 
@@ -306,6 +313,26 @@ def test_while_it_is_read_a_run_is_hidden(packed, root, monkeypatch):
     unpack(packed, root, NEW)
     assert len(seen) == 1
     assert seen[0].startswith(".")
+
+
+def test_a_check_sees_the_run_as_it_will_be_and_may_add_to_it(packed, root):
+    seen = []
+
+    def check(folder):
+        seen.append(record((folder / "run.json").read_bytes()) | {"owner": "ann"})
+        (folder / "run.json").write_text(json.dumps(seen[0]), encoding="utf-8")
+
+    told = record((unpack(packed, root, NEW, check) / "run.json").read_bytes())
+    assert repr(told) == repr(seen[0])
+    assert (told["id"], told["imported"], told["owner"]) == (NEW, True, "ann")
+
+
+def test_a_bundle_fits_exactly_or_is_refused(packed, root):
+    size = sum(map(len, entries(packed).values()))
+    assert_refused(
+        packed, root, f"{size - 1:,} bytes in all", lambda path, root: unpack(path, root, NEW, most=size - 1)
+    )
+    assert unpack(packed, root, NEW, most=size).is_dir()
 
 
 @pytest.mark.parametrize("bad", ["", "abcde", "a" * 65, "../../x", "abc/def", "abcdef\n", "äbcdefg", ".abcdef"])
@@ -645,6 +672,33 @@ RECORDS_WRONG = {
 def test_a_run_with_what_is_no_record_is_refused(packed, root, records):
     with_file("records.json", records)(packed)
     assert_refused(packed, root, r"The bundle's records\.json holds what is no record", import_run)
+
+
+STRANGE = {
+    "an unknown key": {"config": {"colour": "red"}},
+    "half a letter": {"config": {"model": "\ud800"}},
+    "a number beyond 64 bit": {"config": {"trial": 2**64}},
+    "a result that is a list": {"result": [1]},
+    "an error that is a list": {"error": ["a; b"]},
+}
+
+
+@pytest.mark.parametrize("strange", STRANGE.values(), ids=STRANGE)
+def test_a_run_that_could_not_be_listed_is_refused(packed, root, strange):
+    with_record(**strange)(packed)
+    assert_refused(packed, root, r"The bundle's run\.json says what no run says of itself", import_run)
+
+
+def test_an_imported_run_has_its_owner_before_it_is_seen(packed, root, monkeypatch):
+    rename, seen = bundle.os.rename, []
+
+    def look(part, place):
+        seen.append(record((part / "run.json").read_bytes())["owner"])
+        rename(part, place)
+
+    monkeypatch.setattr(bundle.os, "rename", look)
+    assert import_run(packed, root, "ann").head()["owner"] == "ann"
+    assert seen == ["ann"]
 
 
 def test_a_run_with_good_records_or_none_is_imported(run, packed, root, tmp_path):

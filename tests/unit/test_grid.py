@@ -5,7 +5,7 @@ import pytest
 from editing_core.bench.config import RunConfig
 from editing_core.bench.grid import Grid, enter, grid_of, read_grid
 from editing_core.errors import EditingError
-from editing_core.runs.folder import CANCELLED, DONE, QUEUED
+from editing_core.runs.folder import CANCELLED, DONE, QUEUED, RunFolder
 
 TOML = """
 editors = ["memit", "pmet"]
@@ -99,3 +99,34 @@ def test_finished_cells_are_not_done_again_and_early_ends_go_on(tmp_path):
     assert [folder.status for folder in second] == [DONE, QUEUED, QUEUED]
     more = enter(grid_of({"trials": 4}), tmp_path)
     assert [folder.id for folder in more[:3]] == [folder.id for folder in first]
+
+
+def test_of_equal_runs_a_finished_one_counts_then_one_underway(tmp_path):
+    cell = grid_of({})
+    (first,) = enter(cell, tmp_path)
+    first.cancel()
+    second = RunFolder.create(tmp_path, cell.cells[0].to_json())
+    third = RunFolder.create(tmp_path, cell.cells[0].to_json())
+    third.cancel()
+    assert enter(cell, tmp_path) == [second]
+    third.update(status=DONE)
+    assert enter(cell, tmp_path) == [third]
+    third.update(imported=True)
+    assert enter(cell, tmp_path) == [second]
+    assert first.status == CANCELLED
+
+
+def test_only_the_owners_runs_are_there(tmp_path):
+    cell = grid_of({})
+    (anns,) = enter(cell, tmp_path, "ann", 5)
+    (bobs,) = enter(cell, tmp_path, "bob")
+    assert anns != bobs
+    assert enter(cell, tmp_path, "ann") == [anns]
+    assert enter(cell, tmp_path) not in ([anns], [bobs])
+    assert [(run.head()["owner"], run.head().get("minutes")) for run in (anns, bobs)] == [("ann", 5), ("bob", None)]
+
+
+def test_a_run_that_cannot_be_read_is_none_of_the_cells(tmp_path):
+    (run,) = enter(grid_of({}), tmp_path)
+    run.update(config={"colour": "red"})
+    assert enter(grid_of({}), tmp_path) != [run]

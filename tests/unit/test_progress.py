@@ -1,5 +1,7 @@
 """How far a run is, how fast, and how long it takes: exact on made-up steps."""
 
+import math
+
 import pytest
 
 from editing_core.bench.config import RunConfig
@@ -132,7 +134,10 @@ def test_what_an_earlier_worker_told_does_not_count():
     assert progress_of(HEAD, {**told(), "time": START - 1.0}) == RunProgress("Loading")
 
 
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")])
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00"), (math.nan, "?"), (math.inf, "?")],
+)
 def test_clock(seconds, shown):
     assert clock(seconds) == shown
 

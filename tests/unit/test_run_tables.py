@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from dataclasses import FrozenInstanceError
 
 import pandas as pd
 import pytest
@@ -115,6 +116,26 @@ def test_the_unedited_row_takes_what_any_run_of_a_trial_measured():
     other = layout([run(5.0, 6.0), run(5.1, 6.0, editor="pmet")]).iloc[0]
     assert other["efficacy_accuracy"] == 5.0
     assert other["note"].startswith("Runs of one trial differ")
+
+
+def test_other_settings_are_other_variants():
+    """Also where no trial is there twice, and the trials of each are pooled."""
+    runs = [run(0.0, 10.0), run(0.0, 20.0, trial=1, variant="steps 8"), run(0.0, 40.0, trial=2, variant="steps 8")]
+    table = edited(layout(runs))
+    assert table[["name", "n", "efficacy_accuracy"]].to_numpy().tolist() == [
+        ["defaults", 1, 10.0],
+        ["steps 8", 2, 30.0],
+    ]
+    assert [row["Variant"] for row in body(markdown(layout(runs)))] == ["", "defaults", "steps 8"]
+    assert edited(layout(runs[1:]))["name"].tolist() == [""]
+    apart = [run(0.0, 1.0, variant="steps 8", editor="pmet"), runs[0]]
+    assert edited(layout(apart))["name"].tolist() == ["", ""], "an editor's only variant needs no name"
+
+
+def test_a_trial_twice_in_a_variant_is_told_by_name():
+    runs = [run(0.0, v, name=name, variant=variant) for v, name, variant in ((1, "a", ""), (2, "b", ""), (3, "c", "x"))]
+    runs.append(run(0.0, 4.0, name="d", variant="a"))
+    assert edited(layout(runs))["name"].tolist() == ["a", "b", "x", "a'"]
 
 
 def test_one_trial_twice_is_never_pooled():
@@ -473,6 +494,38 @@ def test_differences_over_the_same_records_are_paired():
         row = at(table, metric)
         assert (row["difference"], row["se"]) == pytest.approx((-50.0, 50 / math.sqrt(3)))
         assert row["error"] == "paired over 3 records"
+
+
+def test_probes_are_read_by_differences_alone_and_once():
+    first, read = measured("a", A), []
+
+    def probes_of_a():
+        read.append(1)
+        return first.probes
+
+    later, base = measured("a", A, probes=probes_of_a), measured("b", B)
+    assert markdown(layout([later, base])) == markdown(layout([first, base]))
+    assert read == []
+    pd.testing.assert_frame_equal(differences([later, base], "b"), differences([first, base], "b"))
+    assert later.probes is first.probes
+    assert read == [1]
+    assert run(0.0, 1.0).probes is None
+    with pytest.raises(FrozenInstanceError):
+        later.probes = None
+
+
+def test_probes_that_cannot_be_read_are_asked_for_again():
+    answers = iter([BadRequest("gone"), measured("a", A).probes])
+
+    def probes_of_a():
+        if isinstance(answer := next(answers), BadRequest):
+            raise answer
+        return answer
+
+    runs = [measured("a", A, probes=probes_of_a), measured("b", B)]
+    with pytest.raises(BadRequest, match="gone"):
+        differences(runs, "b")
+    assert at(differences(runs, "b"), "efficacy_success")["error"] == "paired over 3 records"
 
 
 def test_scores_have_a_difference_but_no_error():
