@@ -135,11 +135,13 @@ class EditTab:
                 self.form.answers: "",
             }
 
-    def on_neighbors(self, values: Values) -> Iterator[Shown]:
+    def on_neighbors(self, values: Values) -> Iterator[Any]:
         """A neighbor or the way it assists was changed: how the neighbors stand. The table is left alone."""
         if self.host.is_loaded(values[self.header.model]):
             lm, assist = self.model(values), self._assist(values)
             yield self.jobs.thread.call(lambda: edit_form.stand(lm, values, self.form, *assist))
+        else:
+            yield gr.skip()  # as below
 
     def _assist(self, values: Values) -> tuple[Assist, int]:
         """The assistance asked for and the seed; none while a setting is wrong, which Edit will say."""
@@ -274,13 +276,15 @@ class EditTab:
         """The runs of the page that the server still has."""
         return [stored for run_id in history if (stored := self.runs.get(run_id))]
 
-    def on_look(self, values: Values) -> Iterator[Shown]:
+    def on_look(self, values: Values) -> Iterator[Any]:
         """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""
         stored = self._current(values)
         if stored is None:
+            yield gr.skip()  # a generator that yields nothing would empty its outputs
             return
         place, k = result_view.read_place(values, self.view, stored)
         if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is not None:
+            yield gr.skip()
             return
         if not self.host.is_loaded(stored.run.model):
             yield result_view.show_no_looks(self.view, "Load the model of this run to see what it writes.")

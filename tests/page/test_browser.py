@@ -55,6 +55,11 @@ def test_an_example_from_click_to_charts_slider_and_undo(tab_page):
     box.press("Enter")
     expect(tab_page.locator("#iteration-table .es-chosen td").first).to_have_text("0")
     expect(tab_page.locator("#verdict")).to_contain_text("Unedited model")
+    for k in ("1", "0", "1"):  # also a place that was looked at before
+        box.fill(k)
+        box.press("Enter")
+        expect(tab_page.locator("#iteration-table .es-chosen td").first).to_have_text(k)
+        expect(tab_page.locator("#plot-next_token .js-plotly-plot")).to_have_count(1)
     tab_page.locator("#undo").click()
     expect(tab_page.locator("#verdict")).to_contain_text("No edit yet")
     expect(tab_page.locator("#undo")).to_be_disabled()
