@@ -1,6 +1,7 @@
 """Fixtures of the page: one app on one host around the bundled model, served on a free port."""
 
 import json
+import shutil
 import warnings
 
 import pytest
@@ -85,3 +86,37 @@ def output_of(page):
         return json.loads(value["plot"]) if isinstance(value, dict) and "plot" in value else value
 
     return find
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from scripts.screenshot import ARGUMENTS  # needs Playwright, too
+
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opening(browser):
+    """Opens an address as a visitor of its own would; every console error fails the test."""
+    contexts, errors = [], []
+
+    def opened(url):
+        context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+        contexts.append(context)
+        sheet = context.new_page()
+        sheet.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        sheet.on("pageerror", lambda error: errors.append(str(error)))
+        sheet.goto(url)
+        sheet.locator("#edit").wait_for()
+        return sheet
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert not errors

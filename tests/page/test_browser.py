@@ -1,42 +1,23 @@
 """The page in a real browser: an example from click to charts, slider, undo, a refusal, a closed tab."""
 
-import shutil
 import time
 
 import pytest
 
 pytest.importorskip("playwright")
 
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from scripts.screenshot import ARGUMENTS, run_example
+from scripts.screenshot import run_example
 
 pytestmark = pytest.mark.browser
 PLOTS = ("probabilities", "perplexity", "next_token", "drift", "metrics", "loss")
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    with sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
-def tab_page(browser, page):
-    """A fresh tab; every console error of it fails the test."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    sheet = context.new_page()
-    errors = []
-    sheet.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    sheet.on("pageerror", lambda error: errors.append(str(error)))
-    sheet.goto(page.local_url)
-    sheet.locator("#edit").wait_for()
-    yield sheet
-    context.close()
-    assert not errors
+def tab_page(opening, page):
+    """A fresh tab."""
+    return opening(page.local_url)
 
 
 def test_an_example_from_click_to_charts_slider_and_undo(tab_page):
