@@ -14,10 +14,14 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 from urllib.error import URLError
 
+import pandas as pd
 from playwright.sync_api import Page, expect, sync_playwright
 
+from editing_core.bench.executors import folders
+from scripts.results_page import FULLSCALE, SHOWN, write
 from scripts.screenshot import ARGUMENTS
 
 PORT = 7899
@@ -78,8 +82,25 @@ def follow(url: str, edits: int, iterations: int, picture: str) -> float:
     return seconds
 
 
+def keep(head: dict[str, Any], rows: pd.DataFrame, seconds: float, page: float) -> None:
+    """Write the figures down. seconds: from Start to the last point drawn. page: most MB of its process."""
+    shown = rows.reindex(columns=["k", *SHOWN]).astype(object).where(rows.notna(), None)
+    found = {
+        "edits": head["result"]["n_edits"],
+        "iterations": int(rows["k"].max()),
+        "seconds": round(seconds),
+        "run_seconds": round(head["result"]["seconds"]),
+        "edit_seconds": round(head["result"]["edit_seconds"]),
+        "worker_mb": round(head["memory"] / 2**20),
+        "page_mb": round(page),
+        "rows": shown.to_dict("records"),
+    }
+    FULLSCALE.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write()
+
+
 def main() -> None:
-    """Serve a page on a folder of its own, do one run through it, and print what it took."""
+    """Serve a page on a folder of its own, do one run through it, and write down what it took."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--edits", type=int, default=1000)
     parser.add_argument("--iterations", type=int, default=5)
@@ -92,19 +113,11 @@ def main() -> None:
             url = f"http://127.0.0.1:{PORT}"
             reach(url)
             seconds = follow(url, options.edits, options.iterations, options.picture)
-            own = peak(page.pid)
+            (folder,) = folders(Path(place))
+            keep(folder.head(), pd.read_csv(folder.path / "iterations.csv"), seconds, peak(page.pid))
         finally:
             page.terminate()
             page.wait()
-        (head,) = (json.loads(file.read_text(encoding="utf-8")) for file in Path(place).glob("*/run.json"))
-    result, last = head["result"], head["result"]["last"]
-    memory = f"{head['memory'] / 2**20:.0f} MB in the worker, {own:.0f} MB in the page"
-    print(
-        f"{options.edits:,} edits x {options.iterations} iterations of MEMIT: {seconds:.0f} s from Start to the last "
-        f"point drawn; the worker measured {result['seconds']:.0f} s, {result['edit_seconds']:.0f} s of them editing; "
-        f"at most {memory}"
-    )
-    print(f"efficacy success {last['efficacy_success']:.1f}, score success {last['score_success']:.1f}")
 
 
 if __name__ == "__main__":
