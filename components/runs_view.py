@@ -68,6 +68,7 @@ def show(view: RunsView, runs: Sequence[Finished], values: Mapping[Any, Any], pr
     """Curves and table of the runs; problems: why others are not among them."""
     metrics = [_known(values[widget], METRICS, FIRST[0]) for widget in (view.left, view.right)]
     left_out = "".join(EMPTY.format(escape(problem)) for problem in problems)
+    runs = [run for run in runs if run.last]  # of a run that has only measured the unedited model there is nothing
     if not runs:
         empty = {p: charts.empty(CARDS[m].label, view.hint) for p, m in zip(_plots(view), metrics, strict=True)}
         return {**empty, view.table: left_out or EMPTY.format(view.hint)}

@@ -190,7 +190,11 @@ def _all(pool: Sequence[Finished]) -> Iterator[tuple[int, pd.DataFrame, str]]:
     """(k, numbers with a row per trial, note) for every k from 1."""
     for k in range(1, max(1, *(run.last for run in pool)) + 1):
         ended = sum(run.last < k for run in pool)
-        note = f"{ended} of {len(pool)} trials ended earlier and count with the iteration they chose" if ended else ""
+        note = (
+            f"{ended} of {len(pool)} trials have no iteration so late and count with the one they chose"
+            if ended
+            else ""
+        )
         yield k, _held(pool, [k if k <= run.last else run.chosen for run in pool]), note
 
 

@@ -6,10 +6,11 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import gradio as gr
+import pandas as pd
 import pytest
 from gradio_client import Client
 
-from components import edit_form, header, progress_view, result_html, result_view
+from components import edit_form, header, progress_view, result_html, result_view, runs_view
 from components.files import Files
 from components.jobs import Jobs
 from components.run_store import RunStore, StoredRun
@@ -19,6 +20,7 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.runs.tables import Finished
 from editing_core.session import look, run_edit
 from editing_core.types import EditRequest, Probe, Step
 
@@ -235,3 +237,12 @@ def test_a_public_page_offers_no_model_that_fills_its_host():
     with gr.Blocks():
         assert header.build(200e6).names == ("pocket-gpt2", "gpt2")
         assert "gpt-j-6b" in header.build().names
+
+
+def test_a_run_that_has_only_begun_is_not_shown_as_a_result():
+    begun = Finished("id", "a run", "m", "memit", "off", "d", "batch", 0, 3, 0, pd.DataFrame({"k": [0]}))
+    with gr.Blocks():
+        view = runs_view.build("some", "Nothing yet.")
+        shown = runs_view.show(view, [begun], {widget: None for widget in view.inputs})
+    assert "Nothing yet." in shown[view.table]
+    assert "<table" not in shown[view.table]

@@ -158,7 +158,7 @@ def test_a_trial_that_ended_counts_with_the_iteration_it_chose():
     # k = 3 is the first trial's own row, although it chose another; from 4 on it is what it chose.
     assert table["efficacy_accuracy"].tolist() == [30.0, 55.0, 25.0, 65.0, 70.0]
     assert table["note"].tolist()[:3] == [""] * 3
-    assert table["note"][3] == "1 of 2 trials ended earlier and count with the iteration they chose"
+    assert table["note"][3] == "1 of 2 trials have no iteration so late and count with the one they chose"
 
 
 def test_chosen_rows_alone():
@@ -288,7 +288,7 @@ def test_notes_are_marked_and_explained():
     text = markdown(layout(runs))
     assert [row["k"] for row in body(text)] == ["0", r"1\*", "2 (a)", r"3\* (a)", r"1\*"]
     assert "* a trial's result." in text.splitlines()[0].replace("\\", "")
-    assert "(a) 1 of 2 trials ended earlier and count with the iteration they chose." in text.splitlines()[0]
+    assert "(a) 1 of 2 trials have no iteration so late and count with the one they chose." in text.splitlines()[0]
 
 
 def test_no_row_is_marked_where_all_are_results():
