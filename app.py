@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -198,10 +199,10 @@ def _wire_bench(page: gr.Blocks, bench: BenchTab, own: gr.Tab, others: list[gr.T
     gr.on(pressed, bench.on_start, bench.inputs, said, api_name="bench", trigger_mode="once", **act)
     key: set[Any] = {bench.visitor.key, bench.shown}
     own.select(bench.on_enter, key, said, **quiet)
-    bench.cancel.click(bench.on_cancel, key, [bench.message], api_name="bench_cancel", **act).then(**looks)
-    bench.resume.click(bench.on_resume, key, [bench.message], api_name="bench_resume", **act).then(**looks)
-    for event in (bench.timer.tick, bench.shown.change):
-        event(**looks, trigger_mode="once" if event is bench.timer.tick else "always_last", concurrency_limit=4)
+    bench.cancel.click(bench.picked.on_cancel, key, [bench.message], api_name="bench_cancel", **act).then(**looks)
+    bench.resume.click(bench.picked.on_resume, key, [bench.message], api_name="bench_resume", **act).then(**looks)
+    bench.timer.tick(**looks, trigger_mode="once", concurrency_limit=4)
+    bench.shown.change(**looks, trigger_mode="always_last", concurrency_limit=4)
     seen = {bench.visitor.key, bench.shown, *bench.view.inputs}
     gr.on(
         [bench.stamp.change, *(widget.input for widget in bench.view.inputs)],
@@ -241,7 +242,7 @@ def _wire_runs(runs: RunsTab, own: gr.Tab, others: list[gr.Tab]) -> None:
     runs.upload.upload(
         runs.on_import, {runs.upload, *runs.asking}, [runs.message, runs.opened], api_name="runs_import", **act
     ).then(**listing)
-    for button, handler in ((runs.cancel, runs.on_cancel), (runs.resume, runs.on_resume)):
+    for button, handler in ((runs.cancel, runs.picked.on_cancel), (runs.resume, runs.picked.on_resume)):
         button.click(handler, runs.asking, [runs.message], **quiet).then(**listing)
     asked = [runs.confirm, runs.question, runs.message, runs.doomed]
     runs.delete.click(runs.on_delete, runs.asking, asked, **quiet)
@@ -323,8 +324,12 @@ def options() -> argparse.Namespace:
 def main() -> None:
     """Serve the page; GRADIO_SERVER_NAME and GRADIO_SERVER_PORT say where."""
     given = options()
+    try:
+        executor = executor_of(given.executor)
+    except EditingError as error:
+        sys.exit(f"app.py: {error}")
     parts = assemble(desk=Desk(given.root, Limits() if given.public else None))
-    serve_queue(Dispatcher(given.root, executor_of(given.executor)))
+    serve_queue(Dispatcher(given.root, executor))
     parts.edit.jobs.thread.call(lambda: warm(parts.edit.host, CovarianceStore()))
     name = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
     port = int(os.environ.get("GRADIO_SERVER_PORT", "7860"))

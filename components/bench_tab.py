@@ -4,13 +4,14 @@ Runs are folders that processes of their own work on, so nothing here is lost wi
 asks them to stop or go on, and reads what they have written so far.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
 
-from components import bench_form, progress_view, run_html, runs_view
+from components import bench_form, picked_runs, progress_view, run_html, runs_view
+from components.picked_runs import MOST, PickedRuns
+from components.types import Shown, Values
 from components.visitor import Visitor
 from editing_core.bench.desk import Desk, Entered
 from editing_core.bench.progress import Tracker
@@ -19,10 +20,7 @@ from editing_core.errors import EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.runs.folder import OPEN, QUEUED, RunFolder
 
-Values = Mapping[Any, Any]
-Shown = dict[Any, Any]
 AWAKE, ASLEEP = 1.0, 5.0  # seconds between two looks: while something shown goes on, and while nothing does
-MOST_SHOWN = 60  # runs; a page that shows more is read by nobody
 HINT = "Press Start: curves grow with the runs."
 
 
@@ -48,16 +46,10 @@ class BenchTab:
                     self.resume = gr.Button("Resume", elem_id="bench-resume", min_width=70)
                 self.message = gr.HTML(elem_id="bench-message")
             with gr.Column(scale=5, min_width=330, elem_classes="es-right"):
-                self.shown = gr.Dropdown(
-                    [],
-                    value=[],
-                    multiselect=True,
-                    allow_custom_value=True,
-                    label="Runs shown; Cancel and Resume act on these",
-                    elem_id="bench-shown",
-                )
+                self.shown = picked_runs.build("Runs shown; Cancel and Resume act on these", "bench-shown")
                 self.queue = gr.HTML(run_html.lines_html([], HINT), elem_id="bench-queue")
                 self.view = runs_view.build("bench", HINT)
+        self.picked = PickedRuns(self.desk, self.visitor, self.shown, self.message)
 
     @property
     def inputs(self) -> set[Any]:
@@ -100,7 +92,7 @@ class BenchTab:
             going = self.desk.going(values[self.visitor.key])
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
-        return self._choose(values, [*dict.fromkeys([*_ids(values[self.shown]), *going])])
+        return self._choose(values, [*dict.fromkeys([*self.picked.ids(values), *going])])
 
     def on_leave(self) -> Shown:
         """Another tab is shown: nobody looks."""
@@ -108,7 +100,7 @@ class BenchTab:
 
     def on_look(self, values: Values) -> Shown:
         """The shown runs as they are now."""
-        folders = self._folders(values)
+        folders = self.picked.folders(values)
         waiting = self.desk.waiting() if any(_status(folder) == QUEUED for folder in folders) else []
         places = {name: number for number, name in enumerate(waiting, start=1)}
         lines = [run_html.line_html(folder, self.tracker, places.get(folder.id)) for folder in folders]
@@ -123,45 +115,18 @@ class BenchTab:
 
     def on_view(self, values: Values) -> Shown:
         """Curves and table of what the shown runs have finished."""
-        folders = self._folders(values)
+        folders = self.picked.folders(values)
         runs, problems = read_all(folders)
         waiting = {folder.id for folder in folders if _status(folder) in OPEN}
         told = [p for p in problems if not any(name in p for name in waiting)]
         return dict(runs_view.show(self.view, runs, values, told))
 
-    def on_cancel(self, values: Values) -> Shown:
-        """Ask the shown runs that wait or go on to stop."""
-        return self._do(values, lambda key, ids: run_html.cancelled(self.desk.cancel(key, ids)))
-
-    def on_resume(self, values: Values) -> Shown:
-        """Put the shown runs that ended early back into the queue."""
-        return self._do(values, lambda key, ids: run_html.resumed(self.desk.resume(key, ids)))
-
-    def _do(self, values: Values, action: Callable[[str, list[str]], str]) -> Shown:
-        """Do something with the shown runs and say so."""
-        try:
-            told = action(values[self.visitor.key], _ids(values[self.shown]))
-        except EditingError as error:
-            return {self.message: progress_view.error_html(str(error))}
-        return {self.message: progress_view.note_html(told)}
-
     def _choose(self, values: Values, ids: list[str]) -> Shown:
         """Show these runs, beside everything there is to choose from."""
         key = values[self.visitor.key]
         choices = [(f"{e.name} · {e.created[5:16].replace('T', ' ')}", e.id) for e in self.desk.entries(key)]
-        shown = [folder.id for folder in self.desk.folders(key, ids)][:MOST_SHOWN]
+        shown = [folder.id for folder in self.desk.folders(key, ids)][:MOST]
         return {self.shown: gr.Dropdown(choices, value=shown), self.timer: gr.Timer(AWAKE, active=True)}
-
-    def _folders(self, values: Values) -> list[RunFolder]:
-        """The shown runs that are still there and the visitor's own."""
-        try:
-            return self.desk.folders(values[self.visitor.key], _ids(values[self.shown]))
-        except EditingError:
-            return []
-
-
-def _ids(value: Any) -> list[str]:
-    return [str(name) for name in value[:MOST_SHOWN]] if isinstance(value, list) else []
 
 
 def _status(folder: RunFolder) -> str:
@@ -186,5 +151,5 @@ def _told(entered: Entered) -> str:
     parts = [f"{run_html.runs(entered.new)} entered"] if entered.new else []
     parts += [f"{run_html.runs(going)} underway already"] if going else []
     parts += [f"{run_html.runs(entered.done)} done before and not run again"] if entered.done else []
-    rest = len(entered.runs) - MOST_SHOWN
-    return f"{', '.join(parts)}." + (f" The first {MOST_SHOWN} are shown; the Runs tab has all." if rest > 0 else "")
+    rest = len(entered.runs) - MOST
+    return f"{', '.join(parts)}." + (f" The first {MOST} are shown; the Runs tab has all." if rest > 0 else "")

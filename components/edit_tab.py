@@ -6,7 +6,7 @@ history, and what is on show follows from that.
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from components import edit_form, header, progress_view, result_view, settings_f
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
 from components.token_strip import hint_html
+from components.types import Shown, Values
 from editing_core.data.examples import example
 from editing_core.data.suggest import suggest
 from editing_core.editors.assist import Assist
@@ -29,8 +30,6 @@ from editing_core.types import EditRequest, Watch
 
 log = logging.getLogger(__name__)
 
-Values = Mapping[Any, Any]
-Shown = dict[Any, Any]
 DEFECT = "Something went wrong inside EditScope; the model is as it was, and the server's log has the details."
 STOPPED = "Stopped; the model is as it was."
 REDRAW = 1.5  # seconds between two drawings of the live chart

@@ -1,14 +1,16 @@
 """The Runs tab: every stored run, several side by side, their cases, and everything that can be taken away."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from components import case_browser, progress_view, run_html, runs_view
+from components import case_browser, picked_runs, progress_view, run_html, runs_view
 from components.files import Files
+from components.picked_runs import MOST, PickedRuns, ids_of
+from components.types import Shown, Values
 from components.visitor import Visitor
 from editing_core.bench.desk import Desk
 from editing_core.bench.index import BROKEN, Entry
@@ -17,14 +19,11 @@ from editing_core.bench.report import report
 from editing_core.bench.stored import read_all, read_result
 from editing_core.errors import BadRequest, EditingError
 from editing_core.runs.export import write_text
-from editing_core.runs.folder import ENDED, OPEN, RunFolder
+from editing_core.runs.folder import ENDED, OPEN
 from editing_core.runs.record import RunResult
 from editing_core.runs.tables import Finished, csv, latex, layout, markdown
 
-Values = Mapping[Any, Any]
-Shown = dict[Any, Any]
 MOST_LISTED = 200
-MOST_OPEN = 60
 INTERVAL = 3.0  # seconds between two looks at the list while the tab is shown
 NAMES = ("status", "run", "edits", "k", "efficacy", "score", "time", "created", "id")
 WIDTHS: list[str | int] = ["110px", "auto", "60px", "44px", "76px", "68px", "76px", "136px", "156px"]
@@ -70,10 +69,8 @@ class RunsTab:
             elem_classes="es-list es-pick",
         )
         self.count = gr.HTML(NO_RUNS, elem_id="runs-count", elem_classes="es-hint")
-        # Runs come and go on other pages too, so what is chosen may be none of the choices for a moment.
-        self.opened = gr.Dropdown(
-            [], value=[], multiselect=True, allow_custom_value=True, label="Runs opened", elem_id="runs-opened"
-        )
+        self.opened = picked_runs.build("Runs opened", "runs-opened")
+        self.picked = PickedRuns(self.desk, self.visitor, self.opened, self.message, NONE_OPEN)
         self._build_actions()
         self.view = runs_view.build("runs", NONE)
         with gr.Accordion("Differences between the runs' results", open=False, elem_id="runs-differences-box"):
@@ -148,7 +145,7 @@ class RunsTab:
         more = f"{rest:,} more; narrow the list to see them." if rest > 0 else ""
         known = {entry.id for entry in shown}
         choices = [(entry.name or entry.id, entry.id) for entry in shown]
-        choices += [(name, name) for name in _ids(values[self.opened]) if name not in known]
+        choices += [(name, name) for name in self.picked.ids(values) if name not in known]
         return {
             self.listing: gr.Dataframe(value=[_row(entry) for entry in shown]),
             self.count: more if shown else "No run fits." if text or status else NO_RUNS,
@@ -162,13 +159,13 @@ class RunsTab:
 
     def on_pick(self, values: Values, row: gr.SelectData) -> Shown:
         """A run in the list was clicked: open it, or close it."""
-        name, opened = str(row.row_value[-1]), _ids(values[self.opened])
-        chosen = [n for n in opened if n != name] if name in opened else [*opened, name][-MOST_OPEN:]
+        name, opened = str(row.row_value[-1]), self.picked.ids(values)
+        chosen = [n for n in opened if n != name] if name in opened else [*opened, name][-MOST:]
         return {self.opened: gr.Dropdown(value=chosen)}
 
     def on_open(self, values: Values) -> Shown:
         """Other runs were opened: show them."""
-        folders = self._folders(values)
+        folders = self.picked.folders(values)
         runs, problems = read_all(folders)
         ids = [run.id for run in runs]
         reference = values[self.reference] if values[self.reference] in ids else (ids[0] if ids else None)
@@ -183,18 +180,18 @@ class RunsTab:
 
     def on_view(self, values: Values) -> Shown:
         """Another metric or kind of rows."""
-        runs, problems = read_all(self._folders(values))
+        runs, problems = read_all(self.picked.folders(values))
         return dict(runs_view.show(self.view, runs, values, problems))
 
     def on_reference(self, values: Values) -> Shown:
         """The runs against another one."""
-        runs, _ = read_all(self._folders(values))
+        runs, _ = read_all(self.picked.folders(values))
         return {self.differences: _differences(runs, values[self.reference])}
 
     def on_cases(self, values: Values) -> Shown:
         """Another run's cases, or fewer of them."""
         name = values[self.cases.run]
-        folder = next((folder for folder in self._folders(values) if folder.id == name), None)
+        folder = next((folder for folder in self.picked.folders(values) if folder.id == name), None)
         return case_browser.show_cases(self.cases, folder, values)
 
     def case(self, values: Values, row: gr.SelectData) -> RunResult:
@@ -211,7 +208,7 @@ class RunsTab:
         return {self.message: "", self.file: gr.DownloadButton(value=str(path))}
 
     def _write(self, name: str, values: Values) -> Path:
-        folders = self._folders(values)
+        folders = self.picked.folders(values)
         if not folders:
             raise BadRequest(NONE_OPEN)
         if name == BUNDLE:
@@ -241,23 +238,15 @@ class RunsTab:
             folder = self.desk.take_in(values[self.visitor.key], Path(values[self.upload]))
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
-        opened = [*_ids(values[self.opened]), folder.id][-MOST_OPEN:]
+        opened = [*self.picked.ids(values), folder.id][-MOST:]
         return {
             self.message: progress_view.note_html("Imported; the run is opened below."),
             self.opened: opened,
         }
 
-    def on_cancel(self, values: Values) -> Shown:
-        """Ask the opened runs that wait or go on to stop."""
-        return self._do(values, lambda key, ids: run_html.cancelled(self.desk.cancel(key, ids)))
-
-    def on_resume(self, values: Values) -> Shown:
-        """Put the opened runs that ended early back into the queue."""
-        return self._do(values, lambda key, ids: run_html.resumed(self.desk.resume(key, ids)))
-
     def on_delete(self, values: Values) -> Shown:
         """Delete was pressed: ask before anything is gone. What is opened meanwhile is not meant."""
-        ids = _ids(values[self.opened])
+        ids = self.picked.ids(values)
         if not ids:
             return {self.message: progress_view.error_html(NONE_OPEN)}
         runs = "this run" if len(ids) == 1 else f"these {len(ids)} runs"
@@ -266,12 +255,12 @@ class RunsTab:
 
     def on_sure(self, values: Values) -> Shown:
         """Yes, delete what was asked about."""
-        ids = _ids(values[self.doomed])
+        ids = ids_of(values[self.doomed])
         try:
             told = f"{run_html.runs(self.desk.delete(values[self.visitor.key], ids))} deleted."
         except EditingError as error:
             return {self.confirm: gr.Row(visible=False), self.message: progress_view.error_html(str(error))}
-        left = [name for name in _ids(values[self.opened]) if name not in ids]
+        left = [name for name in self.picked.ids(values) if name not in ids]
         shown = {self.message: progress_view.note_html(told), self.opened: left, self.doomed: []}
         return {self.confirm: gr.Row(visible=False), **shown}
 
@@ -286,26 +275,6 @@ class RunsTab:
         except EditingError as error:
             return {self.message: progress_view.error_html(str(error))}
         return {self.visitor.key: values[self.key], self.opened: [], self.message: ""}
-
-    def _do(self, values: Values, action: Callable[[str, list[str]], str]) -> Shown:
-        """Do something with the opened runs and say so."""
-        try:
-            ids = _ids(values[self.opened])
-            told = action(values[self.visitor.key], ids) if ids else NONE_OPEN
-        except EditingError as error:
-            return {self.message: progress_view.error_html(str(error))}
-        return {self.message: progress_view.note_html(told)}
-
-    def _folders(self, values: Values) -> list[RunFolder]:
-        """The opened runs that are there and the visitor's own."""
-        try:
-            return self.desk.folders(values[self.visitor.key], _ids(values[self.opened]))
-        except EditingError:
-            return []
-
-
-def _ids(value: Any) -> list[str]:
-    return [str(name) for name in value[:MOST_OPEN]] if isinstance(value, list) else []
 
 
 def _row(entry: Entry) -> list[Any]:

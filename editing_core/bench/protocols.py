@@ -171,21 +171,17 @@ def _single(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, jour
         # Counted from the end, so that what is shown last is of all records.
         if new and (len(stage.requests) - len(runs)) % every == 0:
             journal.show(together)
-    tables = together()
     fired = sum(run.converged for run in runs)
-    return Benchmark(
+    return _benchmark(
+        stage,
         plan,
         protocol,
-        stage.requests,
-        tables.iterations,
-        tables.probes,
-        tables.cases,
-        tuple({"case_ids": [r.requests[0].case_id], "k": r.chosen, "rule": r.decision.rule} for r in runs),
-        len(tables.iterations) - 1,
-        f"The rule fired for {fired} of {len(runs)} records, each edited alone.",
-        sum(run.seconds for run in runs),
-        sum(run.edit_seconds for run in runs),
-        runs[0].contexts,
+        together(),
+        stops=tuple({"case_ids": [r.requests[0].case_id], "k": r.chosen, "rule": r.decision.rule} for r in runs),
+        stopped=f"The rule fired for {fired} of {len(runs)} records, each edited alone.",
+        seconds=sum(run.seconds for run in runs),
+        edit_seconds=sum(run.edit_seconds for run in runs),
+        contexts=runs[0].contexts,
         notes=tuple(dict.fromkeys((*stage.notes, *(note for run in runs for note in run.notes)))),
     )
 
@@ -261,22 +257,33 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
         edit_seconds += unit.facts["seconds"]
     with total.applied(lm.model):
         tables = _two_moments(stage, before, _measured(stage, stage.requests), checkpoints)
-    return Benchmark(
+    return _benchmark(
+        stage,
         plan,
         protocol,
-        stage.requests,
-        tables.iterations,
-        tables.probes,
-        tables.cases,
-        tuple(stops),
-        1,
-        f"{len(chunks)} chunks were edited one after the other.",
-        0.0,
-        edit_seconds,
-        stage.editor.objective.contexts.templates,
-        total,
-        checkpoints=tables.checkpoints,
+        tables,
+        stops=tuple(stops),
+        stopped=f"{len(chunks)} chunks were edited one after the other.",
+        seconds=0.0,
+        edit_seconds=edit_seconds,
+        contexts=stage.editor.objective.contexts.templates,
+        delta=total,
         notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def _benchmark(stage: Stage, plan: EditPlan, protocol: Protocol, tables: Tables, **more: Any) -> Benchmark:
+    """The result of a protocol that edits several groups: its last row counts. more: fields of Benchmark."""
+    return Benchmark(
+        plan=plan,
+        protocol=protocol,
+        requests=stage.requests,
+        iterations=tables.iterations,
+        probes=tables.probes,
+        cases=tables.cases,
+        checkpoints=tables.checkpoints,
+        chosen=len(tables.iterations) - 1,
+        **more,
     )
 
 

@@ -138,16 +138,21 @@ def test_a_run_whose_worker_is_still_on_its_way_keeps_its_place(root, hands):
         assert after.executor.started == [(second.id, 1)]
 
 
-def test_a_run_that_was_cancelled_since_the_look_is_not_started(root, hands, leader, monkeypatch):
-    first, second = queued(root, 2)
+def after_the_look(monkeypatch, act):
+    """Something happens between the dispatcher's look at the runs and what it does about them."""
     look = executors._open_runs
 
     def slow(where):
         found = look(where)
-        first.cancel()
+        act()
         return found
 
     monkeypatch.setattr(executors, "_open_runs", slow)
+
+
+def test_a_run_that_was_cancelled_since_the_look_is_not_started(root, hands, leader, monkeypatch):
+    first, second = queued(root, 2)
+    after_the_look(monkeypatch, first.cancel)
     leader.step()
     assert hands.started == [(second.id, 0)]
     assert first.status == CANCELLED
@@ -208,14 +213,7 @@ def test_a_person_who_cancels_first_is_not_told_of_minutes(root, leader):
 
 def test_a_run_that_is_deleted_since_the_look_is_not_started(root, hands, leader, monkeypatch):
     first, second = queued(root, 2)
-    look = executors._open_runs
-
-    def slow(where):
-        found = look(where)
-        first.delete()
-        return found
-
-    monkeypatch.setattr(executors, "_open_runs", slow)
+    after_the_look(monkeypatch, first.delete)
     assert leader.step() == 2
     assert hands.started == [(second.id, 0)]
 
