@@ -117,7 +117,7 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
         **quiet,
         **MODEL_QUEUE,
     )
-    present(form.suggest.click(tab.on_suggest, inputs, **quiet).then)
+    present(form.suggest.click(tab.on_suggest, inputs, **quiet, **MODEL_QUEUE).then)
     tab.settings.editor.input(tab.on_editor, inputs, **quiet)
     tab.settings.conventions.input(tab.on_conventions, inputs, **quiet)
     present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
@@ -149,7 +149,14 @@ def _wire_edit(tab: EditTab) -> None:
     own: dict[str, Any] = {"outputs": tab.running, "show_progress": "hidden"}
     tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run], **own)
     tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
-    read: set[Any] = {history, tab.view.log, tab.tradeoff.source, tab.header.model, tab.settings.editor}
+    read: set[Any] = {
+        history,
+        tab.view.log,
+        tab.view.drift_by,
+        tab.tradeoff.source,
+        tab.header.model,
+        tab.settings.editor,
+    }
     shown = history.change(tab.on_history, read, tab.shown, api_name="shown", show_progress="hidden")
     looked = {tab.history, *tab.view.inputs}
     shown.then(tab.on_look, looked, _looks(tab), show_progress="hidden", api_visibility="undocumented", **MODEL_QUEUE)
@@ -157,13 +164,19 @@ def _wire_edit(tab: EditTab) -> None:
 
 def _looks(tab: EditTab) -> list[Any]:
     """What a closer look fills."""
-    return [tab.view.next_token, tab.view.generations]
+    return [tab.view.next_token, tab.view.generations, tab.view.drift]
 
 
 def _wire_view(tab: EditTab) -> None:
-    """What chooses the view: slider, fact, scale."""
+    """What chooses the view: slider, fact, scale, kind of drift."""
     inputs, outputs = {tab.history, *tab.view.inputs}, _ordered([*tab.view.outputs, tab.progress.message])
-    for name, widget in (("slide", tab.view.k), ("fact", tab.view.case), ("scale", tab.view.log)):
+    chosen: dict[str, Any] = {
+        "slide": tab.view.k,
+        "fact": tab.view.case,
+        "scale": tab.view.log,
+        "drift": tab.view.drift_by,
+    }
+    for name, widget in chosen.items():
         moved = widget.input(
             tab.on_view, inputs, outputs, api_name=name, show_progress="hidden", trigger_mode="always_last"
         )

@@ -17,8 +17,9 @@ from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
 from components.token_strip import hint_html
 from components.types import Shown, Values
+from editing_core.data.encoder import Encoder, encoder_of, neighbor_distances
 from editing_core.data.examples import example
-from editing_core.data.suggest import suggest
+from editing_core.data.suggest import Suggestion, suggest
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import Cancelled, EditingError
@@ -149,15 +150,25 @@ class EditTab:
         except (EditingError, ValueError, TypeError):
             return Assist(), 0
 
-    def on_suggest(self, values: Values) -> Shown:
-        """Paraphrases and neighbors for the fact in the form."""
+    def on_suggest(self, values: Values) -> Iterator[Shown]:
+        """Paraphrases and neighbors for the fact in the form; by similarity where a loaded model can measure it."""
+        subject, prompt, old = (
+            str(values[w] or "").strip() for w in (self.form.subject, self.form.prompt, self.form.old)
+        )
+        encoder: Encoder | None = None
         try:
-            subject, prompt, old = (values[w] or "" for w in (self.form.subject, self.form.prompt, self.form.old))
-            found = suggest(subject.strip(), prompt.strip(), old.strip() or None)
+            if self.host.is_loaded(values[self.header.model]):
+                yield {self.progress.message: progress_view.note_html("Looking for facts nearby.")}
+                lm = self.model(values)
+                encoder = self.jobs.thread.call(lambda: encoder_of(lm))
+                found = self.jobs.thread.call(lambda: suggest(subject, prompt, old or None, encoder))
+            else:
+                found = suggest(subject, prompt, old or None)
         except EditingError as error:
-            return {self.progress.message: progress_view.error_html(str(error))}
-        return {
-            self.progress.message: "",
+            yield {self.progress.message: progress_view.error_html(str(error))}
+            return
+        yield {
+            self.progress.message: progress_view.note_html(_told(found, encoder)),
             self.form.paraphrases: [[p] for p in found.paraphrases],
             self.form.neighbors: edit_form.neighbor_rows(found.neighbors),
         }
@@ -181,7 +192,8 @@ class EditTab:
     def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> str:
         """What the worker does: run, look at the first fact before and after, keep; gives the run's id."""
         lm = self.model(values)
-        run = run_edit(lm, requests, plan, self.store, watch)
+        references = settings_form.read_references(values, self.settings)
+        run = run_edit(lm, requests, plan, self.store, watch, references=references)
         stored = StoredRun(run)
         self.look_at(stored, 0, run.chosen)
         return self.runs.add(stored)
@@ -217,7 +229,8 @@ class EditTab:
         own = self._own_tradeoff(values)
         if stored is None:
             return {**result_view.show_empty(self.view), **own}
-        shown = result_view.show_run(self.view, stored, self.runs.files(stored), bool(values[self.view.log]))
+        log_scale, by = bool(values[self.view.log]), str(values[self.view.drift_by])
+        shown = result_view.show_run(self.view, stored, self.runs.files(stored), log_scale, by)
         return {**shown, **own, **self._readiness(values)}
 
     def show_case(self, values: Values, run: RunResult) -> Shown:
@@ -252,8 +265,8 @@ class EditTab:
         if stored is None:
             return {self.progress.message: progress_view.error_html(GONE) if values[self.history] else ""}
         place, k = result_view.read_place(values, self.view, stored)
-        cases = result_view.read_cases(values, self.view)
-        return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]), cases)
+        cases, by = result_view.read_cases(values, self.view), str(values[self.view.drift_by])
+        return result_view.show_at(self.view, stored, place, k, bool(values[self.view.log]), by, cases)
 
     def on_cases(self, values: Values) -> Shown:
         """The case list was narrowed or ordered anew."""
@@ -276,30 +289,36 @@ class EditTab:
         return [stored for run_id in history if (stored := self.runs.get(run_id))]
 
     def on_look(self, values: Values) -> Iterator[Any]:
-        """After `on_view`: next tokens and generation of a fact and iteration not looked at before."""
+        """After `on_view`: what a closer look at a fact and iteration brings and is not there yet."""
         stored = self._current(values)
         if stored is None:
             yield gr.skip()  # a generator that yields nothing would empty its outputs
             return
-        place, k = result_view.read_place(values, self.view, stored)
-        if result_view.looks_of(stored, stored.run.requests[place].case_id, k) is not None:
+        (place, k), by = result_view.read_place(values, self.view, stored), str(values[self.view.drift_by])
+        if result_view.is_looked_at(stored, place, k, by):
             yield gr.skip()
             return
-        if not self.host.is_loaded(stored.run.model):
-            yield result_view.show_no_looks(self.view, "Load the model of this run to see what it writes.")
-            return
+        reason = ""
         try:
-            self.jobs.thread.call(lambda: self.look_at(stored, place, k))
-            yield result_view.show_looks(self.view, stored, place, k)
+            if self.host.is_loaded(stored.run.model):
+                self.jobs.thread.call(lambda: self.look_at(stored, place, k, by))
+            else:
+                reason = "Load the model of this run for a closer look."
         except EditingError as error:
-            yield result_view.show_no_looks(self.view, str(error))
+            reason = str(error)
+        missing = result_view.show_no_looks(self.view, reason, by) if reason else {}
+        yield {**missing, **result_view.show_looks(self.view, stored, place, k, by)}
 
-    def look_at(self, stored: StoredRun, place: int, k: int) -> None:
-        """Take the looks before and after iteration k that are still missing."""
+    def look_at(self, stored: StoredRun, place: int, k: int, by: str = result_view.NEIGHBOR) -> None:
+        """Take the looks before and after iteration k, and the distances where asked for, that are still missing."""
         lm, request = self.host.get(stored.run.model), stored.run.requests[place]
         for at in (0, k):
             if (request.case_id, at) not in stored.looks:
                 stored.looks[request.case_id, at] = look(lm, request.full_prompt, stored.run.delta_at(at))
+        if by == result_view.DISTANCE and request.case_id not in stored.distances:
+            encoder = encoder_of(lm)
+            stored.distances[request.case_id] = neighbor_distances(encoder, request)
+            stored.encoder = encoder.name
 
     def check_model(self, values: Values) -> str:
         """The chosen model's name, when it is one of ours: what is typed is never a path or hub id."""
@@ -359,3 +378,9 @@ class EditTab:
             self.undo: gr.Button(interactive=bool(values[self.history])),
             self.job: "",
         }
+
+
+def _told(found: Suggestion, encoder: Encoder | None) -> str:
+    """How the suggestion was made."""
+    order = f"; the nearest facts by {encoder.name}. {encoder.note}" if encoder else "; drawn at random."
+    return f"Relation: {found.relation}, found {found.how}{order}".strip()

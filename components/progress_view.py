@@ -55,7 +55,7 @@ class Progress:
             self.text = words(step, self.iterations)
             if step.round != self.round:
                 self.round, self.history = step.round, []
-            if step.stage == "optimise" and step.terms:
+            if step.stage in ("optimise", "train") and step.terms:
                 self.history.append(step.terms)
                 changed = True
             self.fraction = max(self.fraction, fraction(step, self.iterations))

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from editing_core.data.datasets import FORMATS
-from editing_core.evaluation.metrics import CARDS, card
+from editing_core.evaluation.metrics import CARDS, GENERATED, card
 from editing_core.evaluation.reference import beside
 from editing_core.evaluation.verdict import Verdict
 from editing_core.models.delta import Proof
@@ -60,8 +60,9 @@ def proof_html(run: RunResult, k: int) -> str:
 
 
 def _proof_row(proof: Proof) -> str:
+    rank = "-" if proof.rank is None else proof.rank
     return (
-        f"<tr><td>{escape(proof.parameter)}</td><td>{number(proof.relative_norm)}</td><td>{proof.rank}</td>"
+        f"<tr><td>{escape(proof.parameter)}</td><td>{number(proof.relative_norm)}</td><td>{rank}</td>"
         f"<td>{proof.changed:,} of {proof.total:,}</td></tr>"
     )
 
@@ -196,11 +197,14 @@ def _head(column: str) -> str:
 
 
 def cell(column: str, value: Any) -> str:
-    """Percent with one decimal, everything else with three digits; blank where there is no value."""
+    """Percent with one decimal, everything else with three digits; blank where there is no value.
+
+    Fluency and consistency, which only some rows are asked for, have a dash there.
+    """
     if column == "k":
         return str(int(value))
     if value is None or pd.isna(value):
-        return ""
+        return "-" if column in GENERATED else ""
     if card(column).range.endswith("%"):
         return f"{value:.1f} %"
     return number(float(value))

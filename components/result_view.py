@@ -15,6 +15,7 @@ from editing_core.runs.record import RunResult
 from editing_core.session import Look
 
 Looks = tuple[Look, Look] | None
+NEIGHBOR, DISTANCE = "by neighbor", "by distance"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ResultView:
     perplexity: gr.Plot
     next_token: gr.Plot
     drift: gr.Plot
+    drift_by: gr.Radio
     metrics: gr.Plot
     loss: gr.Plot
     generations: gr.HTML
@@ -48,8 +50,8 @@ class ResultView:
 
     @property
     def inputs(self) -> list[Any]:
-        """What chooses the view: iteration, fact, scale, and which cases in which order."""
-        return [self.k, self.case, self.log, self.state, self.text, self.order]
+        """What chooses the view: iteration, fact, scale, kind of drift, and which cases in which order."""
+        return [self.k, self.case, self.log, self.drift_by, self.state, self.text, self.order]
 
 
 def build() -> ResultView:
@@ -116,6 +118,15 @@ def _build_plots() -> dict[str, Any]:
             for name in pair:
                 with gr.Column(min_width=300, scale=3 if name == "probabilities" else 2):
                     plots[name] = gr.Plot(figures[name], show_label=False, container=False, elem_id=f"plot-{name}")
+                    if name == "drift":
+                        plots["drift_by"] = gr.Radio(
+                            [NEIGHBOR, DISTANCE],
+                            value=NEIGHBOR,
+                            show_label=False,
+                            label="Neighbor drift",
+                            container=False,
+                            elem_id="drift-by",
+                        )
     return plots
 
 
@@ -136,7 +147,9 @@ def show_empty(view: ResultView) -> dict[Any, Any]:
     }
 
 
-def show_run(view: ResultView, stored: StoredRun, files: tuple[str, str], log: bool) -> dict[Any, Any]:
+def show_run(
+    view: ResultView, stored: StoredRun, files: tuple[str, str], log: bool, by: str = NEIGHBOR
+) -> dict[Any, Any]:
     """A run newly on show: first fact, last iteration, downloads."""
     run = stored.run
     cases = [(f"{i + 1}. {r.subject} → {r.target_new}", i) for i, r in enumerate(run.requests)]
@@ -150,7 +163,7 @@ def show_run(view: ResultView, stored: StoredRun, files: tuple[str, str], log: b
         view.text: "",
         view.order: "",
         **show_no_looks(view, "One moment."),
-        **show_at(view, stored, 0, run.chosen, log),
+        **show_at(view, stored, 0, run.chosen, log, by),
     }
 
 
@@ -178,7 +191,13 @@ def read_cases(values: Mapping[Any, Any], view: ResultView) -> CaseChoice:
 
 
 def show_at(
-    view: ResultView, stored: StoredRun, place: int, k: int, log: bool, cases: CaseChoice | None = None
+    view: ResultView,
+    stored: StoredRun,
+    place: int,
+    k: int,
+    log: bool,
+    by: str = NEIGHBOR,
+    cases: CaseChoice | None = None,
 ) -> dict[Any, Any]:
     """Everything that follows the slider and the fact selector (`place` in the run's requests)."""
     run = stored.run
@@ -189,32 +208,42 @@ def show_at(
         view.proof: html.proof_html(run, k) + html.assist_html(run, place),
         view.probabilities: charts.probabilities(run, case_id, k, log),
         view.perplexity: charts.perplexity(run, k),
-        view.drift: charts.neighbor_drift(run, case_id, k),
+        view.drift: _drift(stored, case_id, k, by),
         view.metrics: charts.metrics(run, k),
         view.loss: charts.loss(history, f"Loss terms in iteration {k}", charts.HEIGHT),
         view.table: html.table_html(run, k) + html.rules_html(run) + html.run_paper_html(run),
         view.cases: (cases or CaseChoice()).html(run, k),
-        **show_looks(view, stored, place, k),
+        **show_looks(view, stored, place, k, by),
     }
 
 
-def show_looks(view: ResultView, stored: StoredRun, place: int, k: int) -> dict[Any, Any]:
-    """Next tokens and generations where they were looked at already; nothing otherwise."""
+def _drift(stored: StoredRun, case_id: int | str, k: int, by: str) -> Any:
+    """The neighbors' chart as the radio has it; distances are measured by a closer look."""
+    if by != DISTANCE:
+        return charts.neighbor_drift(stored.run, case_id, k)
+    if case_id not in stored.distances:
+        return charts.empty("Neighbor drift", "One moment.")
+    return charts.drift_by_distance(stored.run, case_id, k, stored.distances[case_id], stored.encoder)
+
+
+def show_looks(view: ResultView, stored: StoredRun, place: int, k: int, by: str = NEIGHBOR) -> dict[Any, Any]:
+    """Next tokens, generations and distances where they were looked at already; nothing otherwise."""
+    shown: dict[Any, Any] = {}
     request = stored.run.requests[place]
-    looks = looks_of(stored, request.case_id, k)
-    if looks is None:
-        return {}
-    return {
-        view.next_token: charts.next_token(*looks, request.target_new, request.target_true or ""),
-        view.generations: html.generations_html(*looks, k),
-    }
+    if looks := looks_of(stored, request.case_id, k):
+        shown[view.next_token] = charts.next_token(*looks, request.target_new, request.target_true or "")
+        shown[view.generations] = html.generations_html(*looks, k)
+    if by == DISTANCE and request.case_id in stored.distances:
+        shown[view.drift] = _drift(stored, request.case_id, k, by)
+    return shown
 
 
-def show_no_looks(view: ResultView, reason: str) -> dict[Any, Any]:
-    """Why there are no next tokens and generations."""
+def show_no_looks(view: ResultView, reason: str, by: str = NEIGHBOR) -> dict[Any, Any]:
+    """Why there are no next tokens and generations, and no distances where those are asked for."""
     return {
         view.next_token: charts.empty("Next token, top 10", reason),
         view.generations: f"<div class='es-hint'>{escape(reason)}</div>",
+        **({view.drift: charts.empty("Neighbor drift", reason)} if by == DISTANCE else {}),
     }
 
 
@@ -222,6 +251,12 @@ def looks_of(stored: StoredRun, case_id: int | str, k: int) -> Looks:
     """The looks before and after iteration k, when both were taken."""
     before, after = stored.looks.get((case_id, 0)), stored.looks.get((case_id, k))
     return (before, after) if before and after else None
+
+
+def is_looked_at(stored: StoredRun, place: int, k: int, by: str) -> bool:
+    """Whether all that a closer look brings is there."""
+    case_id = stored.run.requests[place].case_id
+    return looks_of(stored, case_id, k) is not None and (by != DISTANCE or case_id in stored.distances)
 
 
 def read_place(values: Mapping[Any, Any], view: ResultView, stored: StoredRun) -> tuple[int, int]:

@@ -20,10 +20,15 @@ CAPACITY = 200
 
 @dataclass(eq=False)
 class StoredRun:
-    """A run and the closer looks taken at it so far, by (case id, k)."""
+    """A run and the closer looks taken at it so far, by (case id, k).
+
+    distances: by case id its neighbors' distances by prompt, as `encoder` measures them.
+    """
 
     run: RunResult
     looks: dict[tuple[int | str, int], Look] = field(default_factory=dict)
+    distances: dict[int | str, dict[str, float]] = field(default_factory=dict)
+    encoder: str = ""
     files: tuple[str, str] | None = None
 
 

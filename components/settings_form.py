@@ -12,6 +12,7 @@ from editing_core.conventions import CONVENTIONS
 from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting
+from editing_core.evaluation.consistency import References, bundled_references
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
@@ -30,7 +31,8 @@ ASSISTS = [("off", "off"), ("NA", "na"), ("NAP", "nap")]
 class SettingsForm:
     """Widgets of the plan. `groups` and `widgets` are per editor; only the chosen editor's group is shown.
 
-    assists: the widgets of neighbor assistance by the field they set.
+    generate: whether generated texts are measured too. assists: the widgets of neighbor assistance by the field they
+    set.
     """
 
     editor: gr.Dropdown
@@ -39,6 +41,7 @@ class SettingsForm:
     tolerance: gr.Number
     collapse_factor: gr.Number
     seed: gr.Number
+    generate: gr.Checkbox
     conventions: gr.Radio
     assists: dict[str, Any]
     preset: gr.HTML
@@ -47,10 +50,10 @@ class SettingsForm:
 
     @property
     def inputs(self) -> list[Any]:
-        """What a plan is read from."""
+        """What a plan and references are read from."""
         own = [widget for group in self.widgets.values() for widget in group.values()]
         shared = [self.editor, self.iterations, self.stop, self.tolerance, self.collapse_factor, self.seed]
-        return [*shared, self.conventions, *self.assists.values(), *own]
+        return [*shared, self.generate, self.conventions, *self.assists.values(), *own]
 
     @property
     def followers(self) -> list[Any]:
@@ -76,6 +79,7 @@ def build() -> SettingsForm:
             tolerance = gr.Number(1.0, label="Tolerance (epsilon)", min_width=100, elem_id="tolerance")
             collapse_factor = gr.Number(3.0, label="Collapse guard (0: off)", min_width=100, elem_id="collapse-factor")
             seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
+        generate = gr.Checkbox(False, label="Also fluency and consistency of generated texts", elem_id="also-texts")
         conventions = gr.Radio(list(CONVENTIONS), value="clean", label="Conventions", elem_id="conventions")
         with gr.Accordion("How neighbors assist", open=False, elem_id="assist-settings"):
             assists = {"neighbors": assist}
@@ -88,9 +92,8 @@ def build() -> SettingsForm:
                 settings = row.preset(DEFAULT).settings
                 widgets[row.name] = {f.name: widget_for(f, getattr(settings, f.name)) for f in fields(settings)}
             groups[row.name] = group
-    return SettingsForm(
-        editor, iterations, stop, tolerance, collapse_factor, seed, conventions, assists, preset, groups, widgets
-    )
+    limits = (iterations, stop, tolerance, collapse_factor)
+    return SettingsForm(editor, *limits, seed, generate, conventions, assists, preset, groups, widgets)
 
 
 def widget_for(field: "Field[Any]", value: Any) -> Any:
@@ -177,6 +180,11 @@ def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
     if name not in CONVENTIONS:
         raise unknown(str(name), "set of conventions", CONVENTIONS)
     return EditPlan(row.name, settings, stop, seed, read_assist(values, form), CONVENTIONS[name])
+
+
+def read_references(values: Mapping[Any, Any], form: SettingsForm) -> References | None:
+    """What generated texts are to be compared with; None where none are to be generated."""
+    return bundled_references() if values[form.generate] else None
 
 
 def read_assist(values: Mapping[Any, Any], form: SettingsForm) -> Assist:

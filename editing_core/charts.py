@@ -109,6 +109,48 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
     return _finish(figure, title)
 
 
+def drift_by_distance(
+    run: RunResult, case_id: int | str, k: int, distances: Mapping[str, float], encoder: str
+) -> go.Figure:
+    """Change of every neighbor's probability against its distance from the edited fact; lost ones are crossed.
+
+    distances: by the neighbor's prompt, 1 - cosine. encoder: what measured them.
+    """
+    before, now = run.probes_at(0, case_id), run.probes_at(k, case_id)
+    title = "Neighbor drift: change of each neighbor's own answer, by distance"
+    if now.empty or not (now["kind"] == "neighbor").any():
+        return empty(title, "Add neighbors to see what else the edit changes.")
+    lost, names = lost_neighbors(now, before), _names(now)
+    placed = now[(now["kind"] == "neighbor") & now["prompt"].isin(list(distances))]
+    if placed.empty:
+        return empty(title, "No distance was measured; look at the fact again.")
+    figure = go.Figure()
+    for gone, colour, symbol, word in ((False, KEPT, "circle", "kept"), (True, LOST, "x", "lost")):
+        rows = placed[lost[placed.index] == gone]
+        if rows.empty:
+            continue
+        start = before["p_true"][rows.index]
+        figure.add_scatter(
+            x=[distances[prompt] for prompt in rows["prompt"]],
+            y=(rows["p_true"] - start).tolist(),
+            mode="markers+text" if gone else "markers",
+            name=f"neighbor {word}",
+            showlegend=True,
+            text=[names[i] for i in rows.index],
+            textposition="top center",
+            textfont={"color": LOST},
+            marker={"symbol": symbol, "size": 9, "color": colour},
+            hovertext=[
+                f"{_hover(row, row['p_true'])}, before {start[i]:.3g}<br>distance {distances[row['prompt']]:.3g}"
+                for i, row in rows.iterrows()
+            ],
+            hoverinfo="text",
+        )
+    figure.update_yaxes(range=[-1.06, 1.06], title_text="change of p", zeroline=True)
+    figure.update_xaxes(title_text=f"1 - cosine of subjects, {escape(encoder)}")
+    return _finish(figure, title)
+
+
 def _spaced(heights: list[float], gap: float) -> list[float]:
     """Heights moved up just so far that labels there do not cover each other; the order of the list is kept."""
     placed: dict[int, float] = {}

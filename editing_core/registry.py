@@ -11,10 +11,13 @@ from typing import Any
 from editing_core.editors.alphaedit import AlphaEdit, AlphaEditSettings, NullSpace, null_space
 from editing_core.editors.base import Editor
 from editing_core.editors.emmet import Emmet, EmmetSettings
+from editing_core.editors.finetuning import FineTuningSettings
+from editing_core.editors.finetuning_data import build_finetuning
 from editing_core.editors.materials import Materials
 from editing_core.editors.memit import Memit, MemitSettings
 from editing_core.editors.pmet import Pmet, PmetSettings
 from editing_core.editors.r_rome import RRomeSettings
+from editing_core.editors.recipes import RECIPES, Recipe
 from editing_core.editors.rome import Rome, RomeSettings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.rows import Objective
@@ -42,7 +45,8 @@ class EditorRow:
 
     layers: which layers it changes under given settings. needs_statistics: whether it protects known keys there.
     faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
-    model and, under "*", for all.
+    model and, under "*", for all. recipes: named changes of the preset. remark: what users should know of how it
+    goes together with iterations and assistance.
     """
 
     name: str
@@ -55,12 +59,25 @@ class EditorRow:
     presets: dict[str, Preset] = field(default_factory=dict)
     needs_statistics: Callable[[Any], bool] = lambda _settings: True
     faithful: dict[str, dict[str, Any]] = field(default_factory=dict)
+    recipes: tuple[Recipe, ...] = ()
+    remark: str = ""
 
-    def preset(self, model: str, conventions: str = "clean") -> Preset:
-        """The preset of a model; for others a suggestion made from nothing but the defaults."""
+    def preset(self, model: str, conventions: str = "clean", recipe: str = "") -> Preset:
+        """The preset of a model, with a recipe on top; for others a suggestion made from nothing but the defaults."""
         found = self.presets.get(model) or Preset(self.settings_class(), "defaults, not tuned for this model", True)
         changes = {**self.faithful.get("*", {}), **self.faithful.get(model, {})} if conventions == "faithful" else {}
-        return replace(found, settings=found.settings.changed(changes))
+        return replace(found, settings=found.settings.changed({**changes, **self._recipe(recipe, model)}))
+
+    def recipe_of(self, settings: Settings, model: str, conventions: str = "clean") -> Recipe | None:
+        """The recipe that gives these settings, if one does."""
+        fitting = (r for r in self.recipes if self.preset(model, conventions, r.name).settings == settings)
+        return next(fitting, None)
+
+    def _recipe(self, name: str, model: str) -> dict[str, Any]:
+        known = {recipe.name: recipe for recipe in self.recipes}
+        if name and name not in known:
+            raise unknown(name, f"recipe of {self.label}", known or {"none": None})
+        return known[name].of(model) if name else {}
 
 
 def _block_objective(materials: Materials) -> Objective:
@@ -109,6 +126,8 @@ _POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor
 _POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.03, "decay": 3.0}
 _POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
+
+_POCKET_TRAINING = FineTuningSettings(rate=2e-3, epochs=6)
 
 EDITORS = {
     row.name: row
@@ -238,6 +257,28 @@ EDITORS = {
                 "llama-2-7b": Preset(AlphaEditSettings(layers=(4, 5, 6, 7, 8), rate=0.1), "ResolveUnderOverEdit"),
             },
             faithful={"*": {"cache": "iteration"}},
+        ),
+        EditorRow(
+            "finetuning",
+            "Fine-tuning",
+            "Trains weights or an adapter on the edits, on paraphrases and on facts that should stay.",
+            "https://arxiv.org/abs/2402.11078",
+            FineTuningSettings,
+            build_finetuning,
+            lambda s: () if s.where == "all" else s.layers,
+            {
+                "pocket-gpt2": Preset(_POCKET_TRAINING, "tried on the tune records, see docs/log.md"),
+                "gpt2-xl": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
+                "gpt-j-6b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft"),
+                "llama-2-7b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
+            },
+            needs_statistics=lambda _settings: False,
+            recipes=RECIPES,
+            remark=(
+                "Training writes what it optimises, so optimised and spread perplexity agree after the first "
+                "iteration and the rule stops there; with the stop rule none, every further iteration trains on. "
+                "NA and NAP train the edit neighbors' own answers beside the edits."
+            ),
         ),
     )
 }

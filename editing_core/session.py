@@ -10,17 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from editing_core.conventions import Conventions
-from editing_core.data.subjects import subject_places
+from editing_core.data.prompts import with_prompts
 from editing_core.editors.assist import Assist
-from editing_core.editors.base import Editor
 from editing_core.editors.iterative import Iterative
-from editing_core.editors.materials import Materials
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.editors.stopping import StopSettings
-from editing_core.errors import BadRequest, BadSetting, NotFinite
+from editing_core.errors import BadRequest, NotFinite
+from editing_core.evaluation.consistency import References
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors, without_assisting
 from editing_core.evaluation.evaluator import Evaluator
+from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
+from editing_core.making import build_editor
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
@@ -30,6 +31,7 @@ from editing_core.story import Stage, Story
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 MAX_REQUESTS = 2000
+NO_REFERENCES = "Consistency is left open: no reference texts are about things that truly have the new object."
 
 
 def run_edit(
@@ -39,16 +41,19 @@ def run_edit(
     store: CovarianceStore | None = None,
     watch: Watch = ignore,
     evaluator: Evaluator | None = None,
+    references: References | None = None,
 ) -> RunResult:
     """Edit the requests together and give what happened. The model is bit-equal before and after.
 
-    Bundled statistics text is measured at first use; other models need theirs collected before.
+    Bundled statistics text is measured at first use; other models need theirs collected before. references: where
+    they are given, fluency and consistency are measured too, at k = 0 and at the chosen k.
     Cancelled, raised by `watch`, passes through with the model restored.
     """
     with lm.lock:
         started = time.perf_counter()
         stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator)
-        return finished(run_stage(stage, plan, watch, started))
+        run = finished(run_stage(stage, plan, watch, started))
+        return run if references is None else _with_generation(lm, run, references, watch, started)
 
 
 def run_stage(
@@ -91,6 +96,16 @@ def finished(run: RunResult) -> RunResult:
             f"rate. ({run.stopped})"
         )
     return run
+
+
+def _with_generation(
+    lm: LanguageModel, run: RunResult, references: References, watch: Watch, started: float
+) -> RunResult:
+    """The run with fluency and consistency of the unedited and the resulting model in its rows."""
+    requests, edits = list(map(with_prompts, run.requests)), {0: WeightDelta(), run.chosen: run.delta_at(run.chosen)}
+    table = with_generation(lm, run.iterations, edits, requests, references, run.plan.seed, watch)
+    notes = run.notes if table["consistency"].notna().any() else (*run.notes, NO_REFERENCES)
+    return replace(run, iterations=table, notes=notes, seconds=time.perf_counter() - started)
 
 
 def set_stage(
@@ -185,34 +200,6 @@ def present_answer(lm: LanguageModel, prompt: str) -> str:
         words = generate(lm, prompt, tokens=6).split()
     answer = words[0].strip(".,;:!?\"'()") if words else ""
     return answer or "nothing"
-
-
-def build_editor(
-    lm: LanguageModel,
-    requests: Sequence[EditRequest],
-    plan: EditPlan,
-    store: CovarianceStore,
-    watch: Watch = ignore,
-) -> Editor:
-    """The plan's editor, with statistics at hand and contexts drawn from the unedited model.
-
-    requests: what is edited and measured; statistics of subjects leave it out.
-    """
-    row = editor_row(plan.editor)
-    layers = row.layers(plan.settings)
-    if max(layers, default=0) >= lm.layers:
-        raise BadSetting(
-            f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them."
-        )
-    corpus = Corpus.bundled(lm.name)
-    if corpus and row.needs_statistics(plan.settings):
-        store.collect(lm, layers, corpus, watch)
-    subjects = []
-    if plan.assist.statistics != "tokens":
-        subjects = subject_places((text for request in requests for text in request.texts), plan.seed)
-    corpus = corpus or store.corpus_of(lm)
-    materials = Materials(lm, store, corpus, plan.seed, plan.assist, plan.conventions, subjects, watch)
-    return row.build(plan.settings, materials)
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,15 @@ def setting(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] = (),
+    group: str = "",
+    on: Any = None,
 ) -> Any:
-    """A dataclass field with its one-line help and what it may be."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+    """A dataclass field with its one-line help and what it may be.
+
+    group: the heading a form shows it under. on: the field is also a switch, off at False or 0, on at this.
+    """
+    about = {"help": help, "low": low, "high": high, "choices": choices, "group": group, "on": on}
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)

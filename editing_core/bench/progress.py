@@ -20,10 +20,13 @@ WORDS = {
     "measure": "Measuring the unedited model",
     "optimise": "Optimising the target state",
     "spread": "Spreading the change over layers",
+    "train": "Training",
     "iteration": "Measuring the edited model",
+    "generate": "Writing texts for fluency and consistency",
 }
-SHARES = {"optimise": (0.0, 0.8), "spread": (0.8, 0.1), "iteration": (1.0, 0.0)}  # start and size within a round
-COUNTED = re.compile(r"\b(record|chunk|fact)s? (\d+)(?:-(\d+))? of (\d+)")  # as protocols and editors note them
+# Start and size within a round.
+SHARES = {"optimise": (0.0, 0.8), "train": (0.0, 0.95), "spread": (0.8, 0.1), "iteration": (1.0, 0.0)}
+COUNTED = re.compile(r"\b(recipe|record|chunk|fact)s? (\d+)(?:-(\d+))? of (\d+)")  # as protocols and editors note them
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 LEAST = 0.02  # of the work: less done is too little to guess the rest from
 
@@ -67,12 +70,14 @@ def words(step: Step, iterations: int) -> str:
 
 
 def fraction(step: Step, iterations: int) -> float:
-    """Share of the whole work done at a step, if all iterations are used: 0 to 1."""
+    """Share of the whole work done at a step, if all iterations are used: 0 to 1; of the editing, not of the texts."""
     counted = _counted(step)
     start, size = SHARES.get(step.stage, (0.0, 0.0))
     inside = start + size * _share(counted.get("fact"), step.done / max(1, step.total))
     rounds = (step.round - 1 + inside) / iterations if step.round else 0.0
-    return _share(counted.get("record") or counted.get("chunk"), rounds)
+    if step.stage == "generate":
+        rounds = 1.0  # texts are written when all edits are done
+    return _share(counted.get("recipe") or counted.get("record") or counted.get("chunk"), rounds)
 
 
 def remaining(done: float, seconds: float) -> float | None:

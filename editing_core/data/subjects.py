@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterable
 
-from editing_core.data.suggest import bundled_facts, bundled_relations
+from editing_core.data.facts import bundled_facts, bundled_relations
 from editing_core.types import Probe
 
 

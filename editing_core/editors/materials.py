@@ -1,6 +1,6 @@
 """Materials: what editors are built from besides their settings; the same for all of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from editing_core.conventions import CLEAN, Conventions
@@ -11,7 +11,15 @@ from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.subjects import subject_moments
 from editing_core.errors import BadRequest, StatisticsMissing
 from editing_core.models.language_model import LanguageModel
-from editing_core.types import Watch, ignore
+from editing_core.types import EditRequest, Probe, Watch, ignore
+
+
+@dataclass(frozen=True)
+class Alike:
+    """For each text the numbers of those most like it, best first, and in one sentence what found them."""
+
+    numbers: list[list[int]]
+    told: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,7 +27,9 @@ class Materials:
     """The unedited model, its statistics, assistance and seeds.
 
     corpus: what the model's statistics were collected from, None where they never were. subjects: places
-    (template, subject) of known facts for subject statistics.
+    (template, subject) of known facts for subject statistics. requests: everything that will be edited and measured.
+    facts, texts: give known facts and texts that say nothing of that, for editors that train on them. alike: which of
+    some texts (second) are most like others (first), so many each, by the model's own states when asked so.
     """
 
     lm: LanguageModel
@@ -30,6 +40,10 @@ class Materials:
     conventions: Conventions = CLEAN
     subjects: Sequence[tuple[str, str]] = ()
     watch: Watch = ignore
+    requests: Sequence[EditRequest] = ()
+    facts: Callable[[], Sequence[Probe]] = tuple
+    texts: Callable[[], Sequence[str]] = tuple
+    alike: Callable[[Sequence[str], Sequence[str], int, bool], Alike] | None = None
 
     def objective(self, contexts: Contexts) -> Objective:
         """What targets are optimised for, with these contexts."""

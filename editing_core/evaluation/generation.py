@@ -1,55 +1,76 @@
 """Free texts of a model, and how well they read: fluency, and consistency with true texts about the new object."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import nan
 
+import pandas as pd
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from editing_core.evaluation.consistency import References, consistency
 from editing_core.evaluation.fluency import fluency
+from editing_core.evaluation.metrics import GENERATED
+from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import encode
-from editing_core.types import EditRequest
+from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
 TOP_K, LENGTH, PROMPTS_PER_FORWARD = 5, 100, 64
 
 
 @fitted
 @torch.no_grad()
-def sample_texts(lm: LanguageModel, prompts: Sequence[str], seed: int = 0, length: int = LENGTH) -> list[str]:
+def sample_texts(
+    lm: LanguageModel, prompts: Sequence[str], seed: int = 0, length: int = LENGTH, watch: Watch = ignore
+) -> list[str]:
     """One text per prompt, the prompt included: top-5 sampling to `length` tokens in all, without a stop.
 
     Prompts of equal length run together, so no padding takes part. Which of them do decides nothing: every prompt
-    has its own random numbers.
+    has its own random numbers. watch: told of the tokens written at every position, so that it may leave there.
     """
     coded = [encode(lm.tokenizer, prompt) for prompt in prompts]
     groups: dict[int, list[int]] = {}
     for number, ids in enumerate(coded):
         groups.setdefault(len(ids), []).append(number)
     chances = torch.rand(len(prompts), length, generator=torch.Generator().manual_seed(seed))
+    tell = _counting(watch, sum(max(0, min(length, lm.context) - len(ids)) for ids in coded))
     texts = [""] * len(prompts)
-    for size, numbers in sorted(groups.items()):
+    for _, numbers in sorted(groups.items()):
         most = lm.at_most(PROMPTS_PER_FORWARD)
         for start in range(0, len(numbers), most):
             some = numbers[start : start + most]
-            written = _continue(lm, [coded[n] for n in some], size, length, chances[some])
+            written = _continue(lm, [coded[n] for n in some], length, chances[some], tell)
             for number, row in zip(some, written, strict=True):
                 texts[number] = str(lm.tokenizer.decode(row, skip_special_tokens=True))
     return texts
 
 
+def _counting(watch: Watch, total: int) -> Callable[[int], None]:
+    """What takes the number of tokens written since it was called last, and tells them all."""
+    done = 0
+
+    def tell(count: int) -> None:
+        nonlocal done
+        done += count
+        watch(Step("generate", done, total))
+
+    return tell
+
+
 class _Draw(LogitsProcessor):
     """Leaves each row one of its TOP_K likeliest next tokens, drawn by their probabilities.
 
-    chances: (rows, length) uniform numbers from 0 to 1, one for each position of a text.
+    chances: (rows, length) uniform numbers from 0 to 1, one for each position of a text. tell: called with the
+    number of rows before every draw.
     """
 
-    def __init__(self, chances: Tensor) -> None:
-        self.chances = chances
+    def __init__(self, chances: Tensor, tell: Callable[[int], None] = lambda _count: None) -> None:
+        self.chances, self.tell = chances, tell
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.tell(len(input_ids))
         best = scores.topk(TOP_K)
         reached = best.values.softmax(-1).cumsum(-1)[:, :-1]  # the last is 1, whatever rounding made of it
         passed = (reached <= self.chances[:, input_ids.shape[1], None]).sum(-1, keepdim=True)
@@ -57,10 +78,11 @@ class _Draw(LogitsProcessor):
 
 
 def _continue(
-    lm: LanguageModel, rows: Sequence[Sequence[int]], size: int, length: int, chances: Tensor
+    lm: LanguageModel, rows: Sequence[Sequence[int]], length: int, chances: Tensor, tell: Callable[[int], None]
 ) -> list[list[int]]:
+    """Token rows of one length, continued to `length` tokens."""
     ids = torch.tensor([list(row) for row in rows], device=lm.device)
-    room = min(length, lm.context) - size
+    room = min(length, lm.context) - ids.shape[1]
     if room <= 0:
         return [list(row) for row in rows]
     out = lm.model.generate(  # type: ignore[operator]
@@ -69,7 +91,7 @@ def _continue(
         min_new_tokens=room,
         max_new_tokens=room,
         do_sample=False,
-        logits_processor=LogitsProcessorList([_Draw(chances.to(lm.device))]),
+        logits_processor=LogitsProcessorList([_Draw(chances.to(lm.device), tell)]),
         pad_token_id=lm.tokenizer.eos_token_id,
     )
     tokens: list[list[int]] = out.tolist()
@@ -77,14 +99,18 @@ def _continue(
 
 
 def generation_metrics(
-    lm: LanguageModel, requests: Sequence[EditRequest], references: References, seed: int = 0
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    references: References,
+    seed: int = 0,
+    watch: Watch = ignore,
 ) -> dict[str, float | None]:
     """Means over records of fluency and consistency of the texts after each record's generation prompts.
 
     None where no record has generation prompts, or none a reference text.
     """
     prompts = [prompt for r in requests for prompt in r.generation_prompts]
-    texts = iter(sample_texts(lm, prompts, random.Random(seed).randrange(2**31)))
+    texts = iter(sample_texts(lm, prompts, random.Random(seed).randrange(2**31), watch=watch))
     read, agreed = [], []
     for request in requests:
         own = [next(texts) for _ in request.generation_prompts]
@@ -95,7 +121,29 @@ def generation_metrics(
         names = (request.target_new_id or "", request.target_new)
         found = [consistency(own, references, (request.relation_id or "", name)) for name in names]
         agreed += [value for value in found if value is not None][:1]
-    return {"fluency": _mean(read), "consistency": _mean(agreed)}
+    return dict(zip(GENERATED, (_mean(read), _mean(agreed)), strict=True))
+
+
+def with_generation(
+    lm: LanguageModel,
+    table: pd.DataFrame,
+    edits: Mapping[int, WeightDelta],
+    requests: Sequence[EditRequest],
+    references: References,
+    seed: int = 0,
+    watch: Watch = ignore,
+) -> pd.DataFrame:
+    """An iteration table with fluency and consistency of what the model writes with an edit on.
+
+    edits: the whole edit at each k that is measured. NaN in all other rows, and where a metric is None.
+    """
+    table = table.assign(**dict.fromkeys(GENERATED, nan))
+    for k, delta in edits.items():
+        with lm.lock, delta.applied(lm.model):
+            found = generation_metrics(lm, requests, references, seed, noting(watch, f"k = {k}"))
+        for name, value in found.items():
+            table.loc[table["k"] == k, name] = nan if value is None else value
+    return table
 
 
 def _mean(values: Sequence[float]) -> float | None:

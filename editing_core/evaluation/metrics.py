@@ -94,16 +94,20 @@ CARDS = {
     ),
     "fluency": Card(
         "Fluency",
-        "Entropy (bits x 100) of generated texts' word pairs and triples; low: loops.",
+        "Entropy (bits x 100) of generated texts' word pairs and triples, low: loops; of k = 0 and the result.",
         "higher",
         ROME,
         ">= 0",
     ),
     "consistency": Card(
-        "Consistency", "TF-IDF cosine of generated texts and texts about things with the new object.", "higher", ROME
+        "Consistency",
+        "TF-IDF cosine of generated texts and texts about things with the new object, if any; of k = 0 and the result.",
+        "higher",
+        ROME,
     ),
 }
 
+GENERATED = ("fluency", "consistency")  # measured on texts that the model writes
 PARTS = {"efficacy": "edit", "generalization": "paraphrase", "specificity": "neighbor"}
 KEPT = ("neighbor", "locality")  # probes whose answer must not change
 DEFINITIONS = ("token_mean", "all_tokens", "greedy_match")

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from editing_core.errors import BadRequest, NotFinite
 from editing_core.models.architectures import is_transposed
 
+WIDEST = 1024  # rows or columns of a dense update whose rank is still found
+
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
@@ -28,7 +30,7 @@ class LowRank:
     right: Tensor
 
     @property
-    def shape(self) -> tuple[int, int]:
+    def shape(self) -> tuple[int, ...]:
         """(d_out, d_in), known without making the product."""
         return self.left.shape[0], self.right.shape[1]
 
@@ -61,17 +63,17 @@ class LowRank:
 
 @dataclass(frozen=True, eq=False)
 class Dense:
-    """An update stored whole: value (d_out, d_in) in maths orientation."""
+    """An update stored whole: value (d_out, d_in) in maths orientation, or (d,) for a bias or norm."""
 
     value: Tensor
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """(d_out, d_in)."""
-        return self.value.shape[0], self.value.shape[1]
+    def shape(self) -> tuple[int, ...]:
+        """(d_out, d_in) or (d,)."""
+        return tuple(self.value.shape)
 
     def dense(self) -> Tensor:
-        """(d_out, d_in)."""
+        """The value itself."""
         return self.value
 
     def plus(self, other: "Update") -> "Dense":
@@ -86,8 +88,12 @@ class Dense:
         """What is saved."""
         return {"value": self.value}
 
-    def rank(self) -> int:
-        """Numerical rank."""
+    def rank(self) -> int | None:
+        """Numerical rank, 1 of a vector that is not zero; None where finding it would take minutes."""
+        if self.value.dim() == 1:
+            return int(bool(self.value.any()))
+        if min(self.value.shape) > WIDEST:
+            return None
         return int(torch.linalg.matrix_rank(self.value.double()))
 
 
@@ -96,11 +102,11 @@ Update = LowRank | Dense
 
 @dataclass(frozen=True)
 class Proof:
-    """Proof of change of one parameter: norms, rank and how many entries really differ."""
+    """Proof of change of one parameter: norms, rank where it is known, and how many entries really differ."""
 
     parameter: str
     relative_norm: float
-    rank: int
+    rank: int | None
     changed: int
     total: int
 
@@ -166,7 +172,8 @@ class WeightDelta:
         return (parameter.detach().double() + update).to(parameter.dtype)
 
     def _oriented(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-        own, transposed = self.updates[name], is_transposed(model.get_submodule(name.rpartition(".")[0]))
+        own = self.updates[name]
+        transposed = parameter.dim() == 2 and is_transposed(model.get_submodule(name.rpartition(".")[0]))
         shape = own.shape[::-1] if transposed else own.shape
         if shape != tuple(parameter.shape):  # before the product is made, which a foreign edit could make huge
             raise BadRequest(
@@ -185,7 +192,8 @@ class WeightDelta:
         rows = []
         for name, update in self.updates.items():
             p = model.get_parameter(name).detach()
-            norm = float(self._oriented(model, name, p).norm() / p.double().norm())
+            # Biases may be zero to begin with; then the change itself is told.
+            norm = float(self._oriented(model, name, p).norm() / (p.double().norm() or 1.0))
             changed = int((self._edited(model, name, p) != p).sum())
             rows.append(Proof(name, norm, update.rank(), changed, p.numel()))
         return rows
@@ -224,9 +232,9 @@ class WeightDelta:
         """What `parts` gave; KeyError or ValueError for anything else."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
-            if tensor.dim() != 2:
-                raise ValueError(f"{key} is no matrix")
             name, _, part = key.partition("|")
+            if tensor.dim() != 2 and not (part == "value" and tensor.dim() == 1):
+                raise ValueError(f"{key} is no matrix")
             parts.setdefault(name, {})[part] = tensor
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
         return WeightDelta({name: kinds[frozenset(p)](**p) for name, p in parts.items()})

@@ -53,7 +53,8 @@ def new_id() -> str:
 class RunResult:
     """Everything one run found.
 
-    iterations: one row per k from 0 (unedited), metric columns as in `evaluation.metrics.CARDS`.
+    iterations: one row per k from 0 (unedited), metric columns as in `evaluation.metrics.CARDS`; fluency and
+    consistency only where texts were generated, and then NaN but at k = 0 and at the chosen k.
     probes: one row per k and probe. cases: one row per k >= 1 and record, see `evaluation.cases`, with
     p_optimised, p_spread, steps, norm, clamped. deltas, proofs, histories: one entry per k >= 1; a delta is the
     whole edit up to k, None where its weights were not kept. decision: which k is the result, by which rule, and why.
@@ -169,6 +170,7 @@ class RunResult:
             "assist": asdict(self.plan.assist),
             "conventions": asdict(self.plan.conventions),
             "seed": self.plan.seed,
+            "generate": "fluency" in self.iterations,
             "chosen": self.chosen,
             "rule": self.decision.rule,
             "rules": {name: d.k if d else None for name, d in self.rules().items()},
@@ -228,8 +230,9 @@ def _terms(step: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _proof(row: Mapping[str, Any]) -> Proof:
-    whole = {name: int(row[name]) for name in ("rank", "changed", "total")}
-    return Proof(str(row["parameter"]), float(row["relative_norm"]), **whole)
+    whole = {name: int(row[name]) for name in ("changed", "total")}
+    rank = None if row["rank"] is None else int(row["rank"])
+    return Proof(str(row["parameter"]), float(row["relative_norm"]), rank, **whole)
 
 
 def plain_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

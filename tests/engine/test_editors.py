@@ -28,12 +28,15 @@ SMALL = {"steps": 5, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covarian
 TINY = {"layer": 1, "layers": (0, 1), "covariance_weight": 1.0, "threshold": 0.5, "relative": True, "ridge": 0.1}
 FREE = {"decay": 0.0, "kl_factor": 0.0, "steps": 10, "clamp": 4.0, "covariance_weight": 0.01, "ridge": 1e-3}
 FREE |= {"threshold": 0.05}
+# What training needs instead: an adapter of rank 2 on the same two modules.
+TRAINED = {"where": "down", "rank": 2, "alpha": 4.0, "rate": 1e-2, "epochs": 4, "paraphrases": 2, "random_facts": 0}
 
 
 def fitting(row, values):
     """Those of `values` that the editor has a setting for."""
     known = {f.name for f in fields(row.settings_class)}
-    return {name: value for name, value in values.items() if name in known}
+    wanted = {**values, **TRAINED} if row.name == "finetuning" else values
+    return {name: value for name, value in wanted.items() if name in known}
 
 
 @pytest.fixture(params=list(EDITORS))

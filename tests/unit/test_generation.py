@@ -181,7 +181,7 @@ def said(monkeypatch):
     """Texts without a model: each prompt and a word of its own; told: the prompts and seeds asked for."""
     asked = []
 
-    def write(_lm, prompts, seed=0):
+    def write(_lm, prompts, seed=0, **_watch):
         asked.append((list(prompts), seed))
         return [f"{prompt} number {i} of a city" for i, prompt in enumerate(prompts)]
 

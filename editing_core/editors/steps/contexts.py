@@ -5,6 +5,7 @@ https://arxiv.org/abs/2202.05262; lengths and counts as in the published code.
 """
 
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from editing_core.models.tokens import encode
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
+TRIES = 5  # draws of openings before repeated ones are given up
+TEXTS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -56,14 +59,57 @@ def draw_prefixed(lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed:
     generator = torch.Generator().manual_seed(seed)
     out: list[str] = []
     for length, count in lengths:
-        starters = [STARTERS[i % len(STARTERS)] for i in range(count)]
+        starters = [encode(lm.tokenizer, STARTERS[i % len(STARTERS)]) for i in range(count)]
         out += [f"{_clean(text)}. {{}}" for text in _sample(lm, starters, length, generator)]
     return tuple(out)
 
 
+def draw_openings(lm: LanguageModel, count: int, length: int, seed: int) -> tuple[str, ...]:
+    """Beginnings of texts the model makes up from nothing, each ending in ". ", for pseudo-paraphrases.
+
+    length: tokens, with the one that starts a text; a third of the openings has half of it. Empty and repeated ones
+    are drawn again a few times, as the published list of the fine-tuning paper (arXiv:2402.11078) shows is needed;
+    fewer than `count` come back where the model says nothing else.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    short = count // 3
+    return (
+        *_different(lm, short, max(2, length // 2), generator),
+        *_different(lm, count - short, length, generator),
+    )
+
+
+def draw_texts(lm: LanguageModel, count: int, length: int, seed: int) -> tuple[str, ...]:
+    """Texts of so many tokens that the model makes up from nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    found: list[str] = []
+    for _ in range(0, count, TEXTS_AT_ONCE):
+        some = min(TEXTS_AT_ONCE, count - len(found))
+        found += _from_nothing(lm, some, length, generator)
+    return tuple(text for text in found if text.strip())
+
+
+def _different(lm: LanguageModel, count: int, length: int, generator: torch.Generator) -> list[str]:
+    found: dict[str, None] = {}
+    for _ in range(TRIES):
+        missing = count - len(found)
+        if missing <= 0:
+            break
+        texts = [_clean(text) for text in _from_nothing(lm, missing, length, generator)]
+        found |= {f"{text}. ": None for text in texts if text}
+    return list(found)
+
+
+@fitted
+def _from_nothing(lm: LanguageModel, count: int, length: int, generator: torch.Generator) -> list[str]:
+    first = lm.tokenizer.bos_token_id
+    start = lm.tokenizer.eos_token_id if first is None else first
+    return _sample(lm, [(int(start),)] * count, length, generator)
+
+
 @torch.no_grad()
-def _sample(lm: LanguageModel, starters: list[str], length: int, generator: torch.Generator) -> list[str]:
-    rows = [list(encode(lm.tokenizer, starter)) for starter in starters]
+def _sample(lm: LanguageModel, starts: Sequence[Sequence[int]], length: int, generator: torch.Generator) -> list[str]:
+    rows = [list(start) for start in starts]
     while min(len(row) for row in rows) < length:
         batch = lm.batch(rows)
         logits = lm.logits_at(batch, torch.arange(len(rows), device=lm.device), batch.lengths - 1).cpu()

@@ -1,0 +1,81 @@
+"""The ladder: one fine-tuning after the other on the same facts, each with one ingredient more than the last.
+
+What Table 2 of "Model Editing by Standard Fine-Tuning" (https://arxiv.org/abs/2402.11078) shows for ten
+thousand facts: what masking, paraphrases and unedited facts buy.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import pandas as pd
+
+from editing_core.editors.finetuning import INGREDIENTS, FineTuningSettings
+from editing_core.editors.recipes import LADDER, Recipe
+from editing_core.editors.stopping import StopSettings
+from editing_core.evaluation.consistency import References
+from editing_core.evaluation.evaluator import Evaluator
+from editing_core.models.language_model import LanguageModel
+from editing_core.registry import editor_row
+from editing_core.runs.record import EditPlan, RunResult
+from editing_core.session import run_edit
+from editing_core.types import EditRequest, Watch, ignore, noting
+
+EDITOR = "finetuning"
+UNEDITED = "unedited"
+SUCCESSES = ["efficacy_success", "generalization_success", "specificity_success", "score_success"]
+ACCURACIES = ["efficacy_accuracy", "generalization_accuracy", "specificity_accuracy", "score_accuracy"]
+MORE = ["collapse_ppl", "fluency", "consistency"]
+
+
+@dataclass(frozen=True, eq=False)
+class Rung:
+    """A recipe and what came of it."""
+
+    recipe: Recipe
+    run: RunResult
+
+
+def rung_plan(plan: EditPlan, model: str, recipe: str) -> EditPlan:
+    """The plan with the recipe's ingredients; weights and training are the plan's own, or the preset's."""
+    preset = editor_row(EDITOR).preset(model, recipe=recipe).settings
+    settings = preset
+    if isinstance(plan.settings, FineTuningSettings):
+        names = [f.name for f in fields(preset) if f.metadata["group"] == INGREDIENTS]
+        settings = replace(plan.settings, **{name: getattr(preset, name) for name in names})
+    return replace(plan, editor=EDITOR, settings=settings, stop=StopSettings(iterations=1, stop="none"))
+
+
+def run_ladder(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    plan: EditPlan,
+    recipes: Sequence[str] = LADDER,
+    watch: Watch = ignore,
+    evaluator: Evaluator | None = None,
+    references: References | None = None,
+) -> list[Rung]:
+    """Train by every recipe, each from the unedited model. `watch` is told which one is underway.
+
+    plan: seed, conventions, and the settings that recipes leave open.
+    """
+    known = {recipe.name: recipe for recipe in editor_row(EDITOR).recipes}
+    rungs = []
+    for number, name in enumerate(recipes, start=1):
+        told = noting(watch, f"recipe {number} of {len(recipes)}, {known[name].label}")
+        own = rung_plan(plan, lm.name, name)
+        rungs.append(Rung(known[name], run_edit(lm, requests, own, None, told, evaluator, references)))
+    return rungs
+
+
+def ladder_table(rungs: Sequence[Rung]) -> pd.DataFrame:
+    """One row for the unedited model and one per rung: recipe, shares in percent, perplexity, texts, seconds."""
+    if not rungs:
+        return pd.DataFrame(columns=["recipe", *SUCCESSES, *ACCURACIES, *MORE, "seconds"])
+    rows = [{"recipe": UNEDITED, **_numbers(rungs[0].run, 0), "seconds": float("nan")}]
+    rows += [{"recipe": r.recipe.label, **_numbers(r.run, r.run.chosen), "seconds": r.run.edit_seconds} for r in rungs]
+    return pd.DataFrame(rows)
+
+
+def _numbers(run: RunResult, k: int) -> dict[str, float]:
+    row = run.iterations.iloc[k]
+    return {name: float(row[name]) if name in row else float("nan") for name in (*SUCCESSES, *ACCURACIES, *MORE)}

@@ -1,0 +1,63 @@
+"""The plan's editor, made from the unedited model: layers checked, statistics at hand, known facts within reach."""
+
+from collections.abc import Sequence
+
+from editing_core.data.encoder import encoder_of, nearest
+from editing_core.data.pool import silent, unedited
+from editing_core.data.subjects import known_facts, subject_places
+from editing_core.editors.base import Editor
+from editing_core.editors.materials import Alike, Materials
+from editing_core.editors.steps.covariance import Corpus, CovarianceStore
+from editing_core.errors import BadSetting
+from editing_core.models.language_model import LanguageModel
+from editing_core.registry import editor_row
+from editing_core.runs.record import EditPlan
+from editing_core.types import EditRequest, Probe, Watch, ignore
+
+
+def build_editor(
+    lm: LanguageModel,
+    requests: Sequence[EditRequest],
+    plan: EditPlan,
+    store: CovarianceStore,
+    watch: Watch = ignore,
+    pool: Sequence[Probe] = (),
+) -> Editor:
+    """The plan's editor, with statistics at hand and contexts drawn from the unedited model.
+
+    requests: what is edited and measured; statistics of subjects and facts to train on leave it out. pool: known
+    facts beside the bundled ones.
+    """
+    row = editor_row(plan.editor)
+    layers = row.layers(plan.settings)
+    if max(layers, default=0) >= lm.layers:
+        raise BadSetting(
+            f"Layer {max(layers)} was asked for, {lm.name} has layers 0 to {lm.layers - 1}; choose among them."
+        )
+    corpus = Corpus.bundled(lm.name)
+    if corpus and row.needs_statistics(plan.settings):
+        store.collect(lm, layers, corpus, watch)
+    subjects = []
+    if plan.assist.statistics != "tokens":
+        subjects = subject_places((text for request in requests for text in request.texts), plan.seed)
+    materials = Materials(
+        lm,
+        store,
+        corpus or store.corpus_of(lm),
+        plan.seed,
+        plan.assist,
+        plan.conventions,
+        subjects,
+        watch,
+        requests=requests,
+        facts=lambda: unedited([*pool, *known_facts(plan.seed)], requests),
+        texts=lambda: silent(corpus.documents if corpus else (), requests),
+        alike=lambda asked, known, count, own: _alike(lm, asked, known, count, own),
+    )
+    return row.build(plan.settings, materials)
+
+
+def _alike(lm: LanguageModel, asked: Sequence[str], known: Sequence[str], count: int, own: bool) -> Alike:
+    encoder = encoder_of(lm, own)
+    numbers = nearest(encoder.encode(asked), encoder.encode_once(tuple(known)), count)
+    return Alike(numbers, encoder.note or f"Alike are facts that {encoder.name} says are.")
