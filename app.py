@@ -1,6 +1,7 @@
 """EditScope's page: assembles the parts, wires what is pressed to what happens, and serves it."""
 
 import argparse
+import importlib
 import logging
 import os
 import sys
@@ -18,6 +19,7 @@ import gradio as gr
 from components import header, progress_view, visitor
 from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
+from components.ladder import Ladder
 from components.runs_tab import RunsTab
 from editing_core import paths
 from editing_core.bench.desk import Desk, Limits
@@ -50,6 +52,7 @@ class Parts:
 
     page: gr.Blocks
     edit: EditTab
+    ladder: Ladder
     bench: BenchTab
     runs: RunsTab
 
@@ -66,22 +69,25 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=kept, fill_width=True) as page:
         top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
         edit = EditTab(host, store, top)
+        ladder = Ladder(edit)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
         with gr.Tabs(selected="edit") as tabs:
             with gr.Tab("Edit", id="edit") as first:
                 edit.build()
+                with edit.right:
+                    ladder.build()
             with gr.Tab("Benchmark", id="bench") as second:
                 bench.build()
             with gr.Tab("Runs", id="runs") as third:
                 runs.build()
         _wire_form(page, edit)
-        _wire_edit(edit)
+        _wire_edit(edit, ladder)
         _wire_view(edit)
         _wire_bench(page, bench, second, [first, third])
         _wire_runs(runs, third, [first, second])
         _wire_case(edit, runs, tabs)
     page.queue(max_size=100)
-    return Parts(page, edit, bench, runs)
+    return Parts(page, edit, ladder, bench, runs)
 
 
 def _outputs(tab: EditTab) -> list[Any]:
@@ -120,6 +126,11 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
     present(form.suggest.click(tab.on_suggest, inputs, **quiet, **MODEL_QUEUE).then)
     tab.settings.editor.input(tab.on_editor, inputs, **quiet)
     tab.settings.conventions.input(tab.on_conventions, inputs, **quiet)
+    choice = tab.settings.ingredients
+    choice.recipe.input(tab.on_recipe, inputs, **quiet)
+    choice.switches.input(tab.on_switches, inputs, **quiet)
+    changed = [widget.input for widget in tab.settings.widgets[choice.editor].values()]
+    gr.on(changed, tab.on_ingredients, inputs, trigger_mode="always_last", **quiet)
     present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
     present(tab.header.load.click(tab.on_load, inputs, **quiet, **MODEL_QUEUE).then)
     page.load(tab.on_editor, inputs, **quiet)
@@ -129,13 +140,13 @@ def _chip(tab: EditTab, name: str) -> Callable[..., dict[Any, Any]]:
     return lambda values: tab.on_example(name, values)
 
 
-def _wire_edit(tab: EditTab) -> None:
-    """Edit (also by Enter), Stop and Undo."""
+def _wire_edit(tab: EditTab, ladder: Ladder) -> None:
+    """Edit (also by Enter), the ladder, Stop and Undo."""
     inputs, history = tab.inputs(), tab.history
     pressed = [tab.edit.click, *(box.submit for box in tab.form.texts)]
     quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "undocumented"}
     # At once, so that a place in the queue can be given up as well.
-    gr.on(pressed, lambda: gr.Button(interactive=True), None, tab.stop, **quiet)
+    gr.on([*pressed, ladder.button.click], lambda: gr.Button(interactive=True), None, tab.stop, **quiet)
     run = gr.on(
         pressed,
         tab.on_edit,
@@ -146,8 +157,17 @@ def _wire_edit(tab: EditTab) -> None:
         show_progress="hidden",  # we show our own; Gradio's repaints at every frame
         **MODEL_QUEUE,
     )
+    climb = ladder.button.click(
+        ladder.on_ladder,
+        inputs,
+        ladder.running,
+        api_name="ladder",
+        trigger_mode="once",
+        show_progress="hidden",
+        **MODEL_QUEUE,
+    )
     own: dict[str, Any] = {"outputs": tab.running, "show_progress": "hidden"}
-    tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run], **own)
+    tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run, climb], **own)
     tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
     read: set[Any] = {
         history,
@@ -316,10 +336,11 @@ def serve_queue(dispatcher: Dispatcher) -> Callable[[], None]:
 
 
 def warm(host: ModelHost, store: CovarianceStore) -> None:
-    """Load the bundled model and measure its statistics, so that the first edit is fast."""
+    """Load the bundled model and measure its statistics, so that the first edit is fast; and what trains adapters."""
     lm, corpus, row = host.get(DEFAULT), Corpus.bundled(DEFAULT), editor_row("memit")
     if corpus:
         store.collect(lm, list(row.layers(row.preset(DEFAULT).settings)), corpus)
+    importlib.import_module("peft")  # takes seconds at first use
 
 
 def options() -> argparse.Namespace:

@@ -6,7 +6,7 @@ history, and what is on show follows from that.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -59,7 +59,7 @@ class EditTab:
                     self.stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop", min_width=70)
                     self.undo = gr.Button("Undo", interactive=False, elem_id="undo", min_width=70)
                 self.progress = progress_view.build(progress_view.build_message())
-            with gr.Column(scale=5, min_width=330, elem_classes="es-right"):
+            with gr.Column(scale=5, min_width=330, elem_classes="es-right") as self.right:
                 self.view = result_view.build()
                 self.tradeoff = tradeoff_view.build()
 
@@ -99,6 +99,24 @@ class EditTab:
         editor, model = values[self.settings.editor], values[self.header.model]
         preset = settings_form.show_preset(self.settings, editor, model, values[self.settings.conventions])
         return {**preset, **self._readiness(values)}
+
+    def on_recipe(self, values: Values) -> Shown:
+        """Another recipe: its settings."""
+        return self._chosen(settings_form.show_recipe, values)
+
+    def on_switches(self, values: Values) -> Shown:
+        """An ingredient was switched on or off."""
+        return self._chosen(settings_form.show_switches, values)
+
+    def on_ingredients(self, values: Values) -> Shown:
+        """An ingredient's amount, or anything else a recipe sets, was changed by hand."""
+        return self._chosen(settings_form.show_ingredients, values)
+
+    def _chosen(self, show: Callable[..., Shown], values: Values) -> Shown:
+        try:
+            return {self.progress.message: "", **show(self.settings, values, values[self.header.model])}
+        except EditingError as error:
+            return {self.progress.message: progress_view.error_html(str(error))}
 
     def _readiness(self, values: Values) -> Shown:
         """Whether the chosen model is loaded and the chosen editor's statistics are at hand."""
@@ -180,11 +198,11 @@ class EditTab:
             requests = edit_form.read_requests(values, self.form)
             plan = settings_form.read_plan(values, self.settings)
         except EditingError as error:
-            yield self._idle(values, progress_view.error_html(str(error)))
+            yield self.idle(values, progress_view.error_html(str(error)))
             return
         job = self.jobs.start(lambda watch: self.work(values, requests, plan, watch))
         try:
-            yield from self._stream(job, plan.stop.iterations)
+            yield from self.stream(job, plan.stop.iterations)
             yield self._outcome(job, values)
         finally:
             self.jobs.finish(job)
@@ -335,7 +353,8 @@ class EditTab:
         history = values[self.history]
         return self.runs.get(history[-1]) if history else None
 
-    def _stream(self, job: Job, iterations: int) -> Iterator[Shown]:
+    def stream(self, job: Job, iterations: int) -> Iterator[Shown]:
+        """A job's progress until it has ended. iterations: how many rounds it has at most."""
         progress = progress_view.Progress(iterations)
         yield {
             self.job: job.id,
@@ -352,24 +371,33 @@ class EditTab:
             drawn, changed = (job.seconds, False) if redraw else (drawn, changed)
             yield progress_view.show(self.progress, progress, job.seconds, redraw)
 
-    def _outcome(self, job: Job, values: Values) -> Shown:
-        """The page after the worker ended: done, refused or stopped. Defects go to the log with their traceback."""
+    def ended(self, job: Job, values: Values) -> Shown | None:
+        """The page after a job that was stopped or refused, or failed: defects go to the log with their traceback."""
         if job.stopped or isinstance(job.error, Cancelled):
-            return self._idle(values, "", STOPPED)
+            return self.idle(values, "", STOPPED)
         if isinstance(job.error, EditingError):
-            return self._idle(values, progress_view.error_html(str(job.error)))
-        stored = None if job.error else self.runs.get(job.result)
+            return self.idle(values, progress_view.error_html(str(job.error)))
+        if job.error:
+            log.error("the work failed", exc_info=job.error)
+            return self.idle(values, progress_view.error_html(DEFECT))
+        return None
+
+    def _outcome(self, job: Job, values: Values) -> Shown:
+        """The page after the worker ended."""
+        if early := self.ended(job, values):
+            return early
+        stored = self.runs.get(job.result)
         if stored is None:
-            log.error("the edit failed", exc_info=job.error)
-            return self._idle(values, progress_view.error_html(DEFECT))
+            return self.idle(values, progress_view.error_html(GONE))
         done = f"Done in {job.seconds:.1f} s; the result is shown as k = {stored.run.chosen}."
         return {
-            **self._idle(values, "", done),
+            **self.idle(values, "", done),
             self.history: [*values[self.history], stored.run.id][-20:],
             self.undo: gr.Button(interactive=True),
         }
 
-    def _idle(self, values: Values, message: str, text: str = "Nothing was run.") -> Shown:
+    def idle(self, values: Values, message: str, text: str = "Nothing was run.") -> Shown:
+        """The page while nothing runs."""
         return {
             self.progress.message: message,
             self.progress.line: progress_view.idle_html(text),

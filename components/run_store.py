@@ -1,6 +1,7 @@
 """RunStore: the finished runs of this server, kept on the server and found by their unguessable ids.
 
-Pages keep only lists of ids. The store is bounded: the run unused for longest leaves first.
+Pages keep only lists of ids. The store is bounded, in runs and in bytes of their edits: the run unused for longest
+leaves first.
 """
 
 import json
@@ -16,6 +17,7 @@ from editing_core.runs.record import RunResult
 from editing_core.session import Look
 
 CAPACITY = 200
+ROOM = 2**30  # bytes of edits; a dense edit of the bundled model has 24 million
 
 
 @dataclass(eq=False)
@@ -31,12 +33,17 @@ class StoredRun:
     encoder: str = ""
     files: tuple[str, str] | None = None
 
+    @property
+    def size(self) -> int:
+        """Bytes of its edits."""
+        return sum(delta.size for delta in self.run.deltas if delta)
+
 
 class RunStore:
     """Runs by id, with their download files in a temporary folder of its own."""
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
-        self.capacity = capacity
+    def __init__(self, capacity: int = CAPACITY, room: int = ROOM) -> None:
+        self.capacity, self.room = capacity, room
         self._runs: OrderedDict[str, StoredRun] = OrderedDict()
         self._lock = threading.Lock()
         self._folder = Path(tempfile.mkdtemp(prefix="editscope-"))
@@ -46,7 +53,8 @@ class RunStore:
         """Keep a run; gives its id."""
         with self._lock:
             self._runs[stored.run.id] = stored
-            while len(self._runs) > self.capacity:
+            self._runs.move_to_end(stored.run.id)
+            while len(self._runs) > 1 and (len(self._runs) > self.capacity or self._size() > self.room):
                 old, _ = self._runs.popitem(last=False)
                 shutil.rmtree(self._place(old), ignore_errors=True)
         return stored.run.id
@@ -68,6 +76,9 @@ class RunStore:
             stored.run.iterations.to_csv(table, index=False)
             stored.files = (str(whole), str(table))
         return stored.files
+
+    def _size(self) -> int:
+        return sum(stored.size for stored in self._runs.values())
 
     def _place(self, run_id: str) -> Path:
         return self._folder / f"run{run_id}"

@@ -8,6 +8,8 @@ from typing import Any
 
 import gradio as gr
 
+from components import ingredients
+from components.ingredients import Ingredients
 from editing_core.conventions import CONVENTIONS
 from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
@@ -16,7 +18,7 @@ from editing_core.evaluation.consistency import References, bundled_references
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
-from editing_core.settings import default_of
+from editing_core.settings import Settings, default_of
 
 STOPS = [
     ("|Δp| within tolerance", "perplexity"),
@@ -47,18 +49,21 @@ class SettingsForm:
     preset: gr.HTML
     groups: dict[str, gr.Group]
     widgets: dict[str, dict[str, Any]]
+    ingredients: Ingredients
 
     @property
     def inputs(self) -> list[Any]:
         """What a plan and references are read from."""
         own = [widget for group in self.widgets.values() for widget in group.values()]
         shared = [self.editor, self.iterations, self.stop, self.tolerance, self.collapse_factor, self.seed]
-        return [*shared, self.generate, self.conventions, *self.assists.values(), *own]
+        chosen = [self.ingredients.recipe, self.ingredients.switches]
+        return [*shared, self.generate, self.conventions, *self.assists.values(), *own, *chosen]
 
     @property
     def followers(self) -> list[Any]:
         """What changes with the editor or the model."""
-        return [self.preset, *self.groups.values(), *(w for group in self.widgets.values() for w in group.values())]
+        own = [widget for group in self.widgets.values() for widget in group.values()]
+        return [self.preset, *self.groups.values(), *own, *self.ingredients.followers]
 
 
 def build() -> SettingsForm:
@@ -73,6 +78,8 @@ def build() -> SettingsForm:
         )
         iterations = gr.Slider(1, MAX_ROUNDS, value=5, step=1, label="Iterations", min_width=150, elem_id="iterations")
         assist = gr.Radio(ASSISTS, value="off", label="Neighbor assistance", min_width=150, elem_id="assistance")
+    rich = ingredients.the_editor()
+    choice = ingredients.build(rich, rich.preset(DEFAULT).settings, DEFAULT)
     with gr.Accordion("Stop rule, assistance, seed and editor settings", open=False, elem_id="settings"):
         stop = gr.Radio(STOPS, value="perplexity", label="Stop rule", elem_id="stop-rule")
         with gr.Row(elem_classes="es-fields"):
@@ -89,11 +96,21 @@ def build() -> SettingsForm:
         groups, widgets = {}, {}
         for row in EDITORS.values():
             with gr.Group(visible=row.name == "memit") as group:
-                settings = row.preset(DEFAULT).settings
-                widgets[row.name] = {f.name: widget_for(f, getattr(settings, f.name)) for f in fields(settings)}
+                widgets[row.name] = _fields(row.preset(DEFAULT).settings)
             groups[row.name] = group
     limits = (iterations, stop, tolerance, collapse_factor)
-    return SettingsForm(editor, *limits, seed, generate, conventions, assists, preset, groups, widgets)
+    return SettingsForm(editor, *limits, seed, generate, conventions, assists, preset, groups, widgets, choice)
+
+
+def _fields(settings: Settings) -> dict[str, Any]:
+    """A widget for each setting, under the headings they have."""
+    widgets, heading = {}, ""
+    for f in fields(settings):
+        if f.metadata["group"] != heading:
+            heading = f.metadata["group"]
+            gr.HTML(f"<div class='es-heading'>{escape(heading)}</div>")
+        widgets[f.name] = widget_for(f, getattr(settings, f.name))
+    return widgets
 
 
 def widget_for(field: "Field[Any]", value: Any) -> Any:
@@ -134,8 +151,40 @@ def show_preset(
     for name, group in form.groups.items():
         shown[group] = gr.Group(visible=name == editor)
         settings = editor_row(name).preset(model, conventions).settings.changed(changes if name == editor else {})
-        shown |= {widget: _shown(getattr(settings, field)) for field, widget in form.widgets[name].items()}
+        shown |= _show_fields(form, name, settings)
+        if name == form.ingredients.editor:
+            shown |= ingredients.show(form.ingredients, editor, settings, model, conventions)
     return shown
+
+
+def _show_fields(form: SettingsForm, editor: str, settings: Settings) -> dict[Any, Any]:
+    return {widget: _shown(getattr(settings, field)) for field, widget in form.widgets[editor].items()}
+
+
+def show_recipe(form: SettingsForm, values: Mapping[Any, Any], model: str) -> dict[Any, Any]:
+    """Another recipe: its settings, in place of all there were."""
+    view, conventions = form.ingredients, str(values[form.conventions])
+    if not ingredients.is_recipe(values, view):
+        return show_ingredients(form, values, model)  # an own choice is what there is
+    settings = editor_row(view.editor).preset(model, conventions, str(values[view.recipe])).settings
+    shown = ingredients.show(view, view.editor, settings, model, conventions)
+    return {**_show_fields(form, view.editor, settings), **shown}
+
+
+def show_switches(form: SettingsForm, values: Mapping[Any, Any], model: str) -> dict[Any, Any]:
+    """An ingredient was switched: its amount, and the recipe that makes, if it is one."""
+    view, conventions = form.ingredients, str(values[form.conventions])
+    preset = editor_row(view.editor).preset(model, conventions).settings
+    settings = ingredients.switch(_read_settings(values, form, view.editor), preset, values[view.switches])
+    shown = ingredients.show(view, view.editor, settings, model, conventions)
+    return {**_show_fields(form, view.editor, settings), **shown}
+
+
+def show_ingredients(form: SettingsForm, values: Mapping[Any, Any], model: str) -> dict[Any, Any]:
+    """A setting was changed by hand: the switches and the recipe it makes."""
+    view = form.ingredients
+    settings = _read_settings(values, form, view.editor)
+    return ingredients.show(view, str(values[form.editor]), settings, model, str(values[form.conventions]))
 
 
 def show_plan(form: SettingsForm, plan: EditPlan, model: str) -> dict[Any, Any]:
@@ -164,9 +213,7 @@ def show_assist(form: SettingsForm, changes: Mapping[str, Any]) -> dict[Any, Any
 def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
     """The plan the form asks for; BadSetting with a sentence when a value cannot be used."""
     row = editor_row(values[form.editor])
-    own = {name: values[widget] for name, widget in form.widgets[row.name].items()}
-    defaults = row.settings_class()
-    settings = defaults.changed({name: _typed(name, value, getattr(defaults, name)) for name, value in own.items()})
+    settings = _read_settings(values, form, row.name)
     stop = StopSettings(
         iterations=_typed("iterations", values[form.iterations], 1),
         stop=str(values[form.stop]),
@@ -180,6 +227,12 @@ def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
     if name not in CONVENTIONS:
         raise unknown(str(name), "set of conventions", CONVENTIONS)
     return EditPlan(row.name, settings, stop, seed, read_assist(values, form), CONVENTIONS[name])
+
+
+def _read_settings(values: Mapping[Any, Any], form: SettingsForm, editor: str) -> Settings:
+    own = {name: values[widget] for name, widget in form.widgets[editor].items()}
+    defaults = editor_row(editor).settings_class()
+    return defaults.changed({name: _typed(name, value, getattr(defaults, name)) for name, value in own.items()})
 
 
 def read_references(values: Mapping[Any, Any], form: SettingsForm) -> References | None:

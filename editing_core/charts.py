@@ -44,7 +44,7 @@ def probabilities(run: RunResult, case_id: int | str, k: int, log: bool = False)
     figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.0)
     axis = {"type": "log", "range": [-6, 0.1], "dtick": 1, "exponentformat": "power"} if log else {"range": [0, 1.02]}
     figure.update_yaxes(**axis)
-    return _finish(figure, "Probability of the new and the old object (neighbors: of their own answer)")
+    return finish(figure, "Probability of the new and the old object (neighbors: of their own answer)")
 
 
 def next_token(before: Look | None, after: Look | None, new: str = "", old: str = "") -> go.Figure:
@@ -72,7 +72,7 @@ def next_token(before: Look | None, after: Look | None, new: str = "", old: str 
         )
     figure.update_xaxes(range=[0, 1.5], tickvals=[0, 0.5, 1])
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    return _finish(figure, f"{title} (blue: new object, orange: old object)")
+    return finish(figure, f"{title} (blue: new object, orange: old object)")
 
 
 def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
@@ -106,7 +106,7 @@ def neighbor_drift(run: RunResult, case_id: int | str, k: int) -> go.Figure:
         figure.add_annotation(text=names[i], x=1.05, y=y, xanchor="left", showarrow=False, font={"color": LOST})
     figure.update_yaxes(range=[-0.04, 1.06])
     figure.update_xaxes(range=[-0.2, 1.3])
-    return _finish(figure, title)
+    return finish(figure, title)
 
 
 def drift_by_distance(
@@ -148,7 +148,7 @@ def drift_by_distance(
         )
     figure.update_yaxes(range=[-1.06, 1.06], title_text="change of p", zeroline=True)
     figure.update_xaxes(title_text=f"1 - cosine of subjects, {escape(encoder)}")
-    return _finish(figure, title)
+    return finish(figure, title)
 
 
 def _spaced(heights: list[float], gap: float) -> list[float]:
@@ -186,7 +186,7 @@ def perplexity(run: RunResult, k: int) -> go.Figure:
     figure.update_yaxes(title_text="|Δp|", dtick=2, row=2, col=1)
     figure.update_xaxes(dtick=1, range=[0.7, max(2, len(table)) + 0.3])
     figure.update_xaxes(title_text="iteration k", row=2, col=1)
-    return _finish(figure, title)
+    return finish(figure, title)
 
 
 def _add_gap(figure: go.Figure, run: RunResult, gap: pd.DataFrame) -> None:
@@ -228,7 +228,7 @@ def metrics(run: RunResult, k: int) -> go.Figure:
         figure.add_vline(k, line={"color": INK, "width": 1, "dash": "dot"})
     figure.update_yaxes(range=[-4, 106], ticksuffix=" %")
     figure.update_xaxes(dtick=1, title_text="iteration k")
-    return _finish(figure, "Accuracy per iteration")
+    return finish(figure, "Accuracy per iteration")
 
 
 def curves(runs: Sequence[Finished], metric: str) -> go.Figure:
@@ -250,7 +250,7 @@ def curves(runs: Sequence[Finished], metric: str) -> go.Figure:
     else:
         figure.update_yaxes(type="log", exponentformat="power", minor={"showgrid": False})
     figure.update_xaxes(dtick=1, title_text="iteration k")
-    return _finish(figure, f"|{card.label}|" if metric == "delta_ppl" else card.label, HEIGHT + 16 * len(figure.data))
+    return finish(figure, f"|{card.label}|" if metric == "delta_ppl" else card.label, HEIGHT + 16 * len(figure.data))
 
 
 DASHES = ("solid", "dash", "dot")
@@ -283,21 +283,38 @@ def tradeoff(curves: Mapping[str, Curve], title: str = "Specificity against effi
         )
     figure.update_xaxes(title_text="efficacy success, %")
     figure.update_yaxes(title_text="specificity accuracy, %")
-    return _finish(figure, title, 420)
+    return finish(figure, title, 420)
+
+
+LOSSES = {
+    "target": (NEW, "circle", "solid"),
+    "kl": (KEPT, "square", "dot"),
+    "decay": (INK, "diamond", "dash"),
+    "loss": (INK, "circle", "solid"),
+    "edit": (NEW, "circle", "solid"),
+    "paraphrase": ("#56B4E9", "square", "dash"),
+    "random": (KEPT, "diamond", "dot"),
+    "similar": (OLD, "triangle-up", "dot"),
+    "neighbor": (LOST, "x", "dot"),
+    "dpo": (ITERATION, "star", "dashdot"),
+    "language": (OLD, "triangle-down", "dash"),
+}
+MOST_POINTS = 160  # of a drawn history
 
 
 def loss(history: Sequence[Mapping[str, float]], title: str = "Target optimisation", height: int = 190) -> go.Figure:
     """The terms of the target optimisation, step by step."""
     if not history:
         return empty(title, "The loss terms appear here while the target is optimised.", height)
-    table = pd.DataFrame(history)
+    table = pd.DataFrame(history).ffill()  # a step may have no row of a kind, such as the last of an epoch
     table["k"] = range(1, len(table) + 1)
-    styles = {"target": (NEW, "circle", "solid"), "kl": (KEPT, "square", "dot"), "decay": (INK, "diamond", "dash")}
-    known = [(name, name, *styles.get(name, (ITERATION, "cross", "dashdot"))) for name in history[0]]
+    table = table.iloc[:: max(1, len(table) // MOST_POINTS)]
+    names = [name for name in table if name != "k"]
+    known = [(name, name, *LOSSES.get(name, (ITERATION, "cross", "dashdot"))) for name in names]
     figure = go.Figure()
     _add_lines(figure, table, known)
-    figure.update_xaxes(title_text="step", dtick=max(1, len(table) // 8))
-    return _finish(figure, title, height)
+    figure.update_xaxes(title_text="step", dtick=None if len(table) > MOST_POINTS // 4 else max(1, len(table) // 8))
+    return finish(figure, title, height)
 
 
 def all_figures(
@@ -373,10 +390,10 @@ def empty(title: str, text: str, height: int = HEIGHT) -> go.Figure:
     figure.add_annotation(text=text, showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper", font={"size": 13})
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
-    return _finish(figure, title, height)
+    return finish(figure, title, height)
 
 
-def _finish(figure: go.Figure, title: str, height: int = HEIGHT) -> go.Figure:
+def finish(figure: go.Figure, title: str, height: int = HEIGHT) -> go.Figure:
     """The common look: fixed height, transparent, grey ink, legend below the title."""
     clear = "rgba(0,0,0,0)"
     figure.update_layout(

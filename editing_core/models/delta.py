@@ -141,6 +141,11 @@ class WeightDelta:
         """Whether every number in it is finite."""
         return all(bool(t.isfinite().all()) for u in self.updates.values() for t in u.tensors().values())
 
+    @property
+    def size(self) -> int:
+        """Bytes of all its numbers."""
+        return sum(t.numel() * t.element_size() for u in self.updates.values() for t in u.tensors().values())
+
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the model carries the edit; afterwards it is bit-equal to before.

@@ -103,6 +103,18 @@ def test_the_store_keeps_no_more_than_it_may(run):
     assert store.get(ids[2]) is not None
 
 
+def test_the_store_keeps_no_more_bytes_than_it_may(run):
+    size = StoredRun(run).size
+    assert size == sum(t.nbytes for delta in run.deltas for t in delta.parts().values()) > 0
+    store = RunStore(room=2 * size)
+    for name in ("a", "b", "c"):
+        store.add(StoredRun(replace(run, id=name)))
+    assert [store.get(name) is not None for name in ("a", "b", "c")] == [False, True, True]
+    small = RunStore(room=1)
+    small.add(StoredRun(run))
+    assert small.get(run.id) is not None  # the newest stays, whatever it takes
+
+
 def test_a_slow_reader_loses_the_oldest_steps_only():
     job = Jobs().start(lambda watch: [watch(Step("optimise", i, 1000, round=1)) for i in range(1000)])
     job.wait()

@@ -246,3 +246,39 @@ def test_files_that_hold_no_matrices_or_no_provenance_are_refused(tmp_path, tens
     save_file(tensors, tmp_path / "delta", metadata={"format": "editscope-delta-1", **metadata})
     with pytest.raises(BadRequest, match="damaged"):
         WeightDelta.load(tmp_path / "delta")
+
+
+def test_vectors_are_edited_whole_and_saved(net, tmp_path):
+    before, shift = snapshot(net), torch.arange(7.0)
+    delta = WeightDelta({"conv.bias": Dense(shift), "linear.bias": Dense(torch.zeros(7))})
+    delta.save(tmp_path / "edit.safetensors")
+    loaded = WeightDelta.load(tmp_path / "edit.safetensors")
+    with loaded.applied(net):
+        assert torch.equal(net.conv.bias, before["conv.bias"] + shift)
+        assert torch.equal(net.linear.bias, before["linear.bias"])
+    assert bit_equal(net, before)
+    proofs = {proof.parameter: proof for proof in loaded.proofs(net)}
+    assert (proofs["conv.bias"].rank, proofs["conv.bias"].changed) == (1, 6)
+    assert (proofs["linear.bias"].rank, proofs["linear.bias"].changed) == (0, 0)
+    assert loaded.size == 2 * 7 * 4
+    with pytest.raises(BadRequest, match="has shape"), WeightDelta({"conv.bias": Dense(torch.zeros(6))}).applied(net):
+        pass
+
+
+def test_a_change_of_zeros_is_told_as_it_is(net):
+    with torch.no_grad():
+        net.conv.bias.zero_()
+    (proof,) = WeightDelta({"conv.bias": Dense(torch.full((7,), 2.0))}).proofs(net)
+    assert proof.relative_norm == pytest.approx(2 * 7**0.5)
+
+
+def test_the_rank_of_a_very_wide_dense_update_is_left_open():
+    assert Dense(torch.eye(1025)).rank() is None
+    assert Dense(torch.eye(1024, 1100)).rank() == 1024
+
+
+@pytest.mark.parametrize("part", ["left", "right"])
+def test_factors_are_matrices(part):
+    parts = {"a|left": torch.zeros(2, 1), "a|right": torch.zeros(1, 3), f"a|{part}": torch.zeros(3)}
+    with pytest.raises(ValueError, match="no matrix"):
+        WeightDelta.of_parts(parts)

@@ -1,0 +1,117 @@
+"""The ladder: the same facts by one recipe after the other, as one chart and one table."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from html import escape
+from math import isnan
+from typing import Any
+
+import gradio as gr
+
+from components import edit_form, progress_view, settings_form
+from components.edit_tab import EditTab
+from components.result_html import number
+from components.run_store import StoredRun
+from components.types import Shown, Values
+from editing_core import charts_ladder
+from editing_core.errors import EditingError
+from editing_core.evaluation.metrics import CARDS
+from editing_core.ladder import MORE, SUCCESSES, Rung, ladder_table, printed_row, run_ladder
+from editing_core.runs.record import EditPlan
+from editing_core.types import EditRequest, Watch
+
+HINT = "Choose fine-tuning and press Compare ingredients: every fact is trained by each recipe in turn."
+
+
+@dataclass(eq=False)
+class Ladder:
+    """Widgets and handlers of the comparison; its runs join the history of the Edit tab."""
+
+    edit: EditTab
+
+    def build(self) -> None:
+        """Place the widgets."""
+        with gr.Accordion("Ladder: what each ingredient buys", open=False, elem_id="ladder-box") as self.box:
+            self.chart = gr.Plot(charts_ladder.ladder(()), show_label=False, container=False, elem_id="plot-ladder")
+            self.table = gr.HTML(table_html(()), elem_id="ladder-table")
+
+    @property
+    def button(self) -> gr.Button:
+        """What starts it."""
+        return self.edit.settings.ingredients.ladder
+
+    @property
+    def running(self) -> list[Any]:
+        """What changes while it runs and when it ends."""
+        return [*self.edit.running, self.box, self.chart, self.table]
+
+    def on_ladder(self, values: Values) -> Iterator[Shown]:
+        """Train by every recipe in a worker, stream its progress, show chart and table."""
+        edit = self.edit
+        try:
+            edit.check_model(values)
+            requests = edit_form.read_requests(values, edit.form)
+            plan = settings_form.read_plan(values, edit.settings)
+        except EditingError as error:
+            yield edit.idle(values, progress_view.error_html(str(error)))
+            return
+        job = edit.jobs.start(lambda watch: self.work(values, requests, plan, watch))
+        try:
+            yield from edit.stream(job, 1)
+            yield edit.ended(job, values) or self._shown(job.result, values, job.seconds)
+        finally:
+            edit.jobs.finish(job)
+
+    def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> list[Rung]:
+        """What the worker does: every rung, each kept as a run; a closer look at the last."""
+        lm = self.edit.model(values)
+        references = settings_form.read_references(values, self.edit.settings)
+        rungs = run_ladder(lm, requests, plan, watch=watch, references=references)
+        for rung in rungs:
+            stored = StoredRun(rung.run)
+            self.edit.runs.add(stored)
+        self.edit.look_at(stored, 0, stored.run.chosen)
+        return rungs
+
+    def _shown(self, rungs: Sequence[Rung], values: Values, seconds: float) -> Shown:
+        edit, ids = self.edit, [rung.run.id for rung in rungs]
+        done = f"Done in {seconds:.1f} s: {len(rungs)} recipes, compared below; the last one is shown, Undo goes back."
+        return {
+            **edit.idle(values, "", done),
+            edit.history: [*values[edit.history], *ids][-20:],
+            edit.undo: gr.Button(interactive=True),
+            self.box: gr.Accordion(open=True),
+            self.chart: charts_ladder.ladder(rungs),
+            self.table: table_html(rungs),
+        }
+
+
+def table_html(rungs: Sequence[Rung]) -> str:
+    """One row per recipe, and in small letters what the paper printed for ten thousand facts."""
+    if not rungs:
+        return f"<div class='es-hint'>{HINT}</div>"
+    table = ladder_table(rungs)
+    columns = [name for name in (*SUCCESSES, "score_accuracy", *MORE) if table[name].notna().any()]
+    heads = "".join(f"<th title='{escape(CARDS[c].definition)}'>{escape(CARDS[c].label)}</th>" for c in columns)
+    rows = []
+    for row in table.to_dict("records"):
+        cells = "".join(f"<td>{_cell(row[name], name)}</td>" for name in columns)
+        seconds = "-" if isnan(row["seconds"]) else f"{row['seconds']:.1f}"
+        rows.append(f"<tr><td>{escape(str(row['recipe']))}</td>{cells}<td>{seconds}</td></tr>")
+        if printed := printed_row(str(row["recipe"])):
+            cells = "".join(f"<td>{_cell(printed[name], name) if name in printed else ''}</td>" for name in columns)
+            rows.append(f"<tr class='es-printed'><td>the paper, GPT-J, 10,000 facts</td>{cells}<td></td></tr>")
+    facts = len(rungs[0].run.requests)
+    note = (
+        f"{facts} fact{'s' if facts > 1 else ''}; success counts an object that beats the other one, as the paper does."
+    )
+    return (
+        f"<div class='es-scroll'><table class='es-table'><tr><th>recipe</th>{heads}<th>seconds</th></tr>"
+        f"{''.join(rows)}</table></div><div class='es-hint'>{note}</div>"
+    )
+
+
+def _cell(value: float, name: str) -> str:
+    if isnan(value):
+        return "-"
+    return f"{value:.1f}" if CARDS[name].range.endswith("%") else number(value)
