@@ -228,6 +228,7 @@ def _wire_bench(page: gr.Blocks, bench: BenchTab, own: gr.Tab, others: list[gr.T
     looks = {"fn": bench.on_look, "inputs": bench.looks, "outputs": bench.following, **quiet}
     page.load(bench.visitor.on_load, bench.visitor.key, bench.visitor.key, **quiet)
     bench.form.dataset.input(bench.on_dataset, {bench.form.dataset}, [bench.form.own], **quiet)
+    bench.form.editors.change(bench.on_editors, {bench.form.editors}, [bench.form.recipes], **quiet)
     pressed = [bench.start.click, *(box.submit for box in (bench.form.limit, bench.form.trials))]
     gr.on(pressed, bench.on_start, bench.inputs, said, api_name="bench", trigger_mode="once", **act)
     key: set[Any] = {bench.visitor.key, bench.shown}

@@ -1,4 +1,4 @@
-"""The benchmark form: data set, editors, neighbors, iterations and trials -> the content of a grid file."""
+"""The benchmark form: data set, editors with recipes, neighbors, iterations, trials -> the content of a grid file."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,13 @@ from editing_core.data.zsre import DIRECTIONS
 from editing_core.editors.stopping import MAX_ROUNDS
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.models.catalog import unknown
-from editing_core.registry import EDITORS
+from editing_core.registry import EDITORS, EditorRow
 from editing_core.settings import shown
 
 OWN = "own"  # the choice of a file instead of a data set
 MORE = ("common", "editor")
 MOST_TEXT = 5000  # characters of settings
+MOST_NAMED = 10  # choices told in one sentence
 SUFFIXES = [".json", ".jsonl", ".csv"]
 TEMPLATES = ("edits.csv", "edits.json")
 
@@ -43,6 +44,7 @@ class BenchForm:
     trials: gr.Number
     first: gr.Number
     editors: gr.CheckboxGroup
+    recipes: gr.Dropdown
     neighbors: gr.CheckboxGroup
     iterations: gr.Slider
     stop: gr.Radio
@@ -73,6 +75,15 @@ def build(limits: Limits | None) -> BenchForm:
     editors = gr.CheckboxGroup(
         [(row.label, row.name) for row in EDITORS.values()], value=["memit"], label="Editors", elem_id="bench-editors"
     )
+    recipes = gr.Dropdown(
+        [choice for row in EDITORS.values() for choice in _recipes_of(row)],
+        value=[],
+        multiselect=True,
+        label=f"Recipes of {' and '.join(row.label.lower() for row in EDITORS.values() if row.recipes)}",
+        info="A run for each; without any, the preset's.",
+        visible=False,
+        elem_id="bench-recipes",
+    )
     neighbors = gr.CheckboxGroup(ASSISTS, value=["off"], label="Neighbor assistance", elem_id="bench-neighbors")
     rounds = limits.iterations if limits else MAX_ROUNDS
     iterations = gr.Slider(1, rounds, value=5, step=1, label="Iterations", elem_id="bench-iterations")
@@ -83,10 +94,21 @@ def build(limits: Limits | None) -> BenchForm:
         trials=trials,
         first=first,
         editors=editors,
+        recipes=recipes,
         neighbors=neighbors,
         iterations=iterations,
         **_build_more(),
     )
+
+
+def have_recipes(editors: Any) -> bool:
+    """Whether any of the ticked editors has recipes."""
+    return isinstance(editors, list) and any(row.recipes and row.name in editors for row in EDITORS.values())
+
+
+def _recipes_of(row: EditorRow) -> list[tuple[str, str]]:
+    """(label, name in a grid) of an editor's recipes."""
+    return [(recipe.label, f"{row.name}:{recipe.name}") for recipe in row.recipes]
 
 
 def data_sets() -> list[tuple[str, str]]:
@@ -145,7 +167,7 @@ def read_grid(values: Mapping[Any, Any], form: BenchForm, model: str, dataset: s
     """
     asked: dict[str, Any] = {
         "models": [model],
-        "editors": _chosen(values[form.editors], "editor", list(EDITORS)),
+        "editors": _editors(values[form.editors], values[form.recipes]),
         "datasets": [dataset],
         "neighbors": _chosen(values[form.neighbors], "kind of neighbor assistance", [name for _, name in ASSISTS]),
         "trials": _trials(_whole(values[form.trials], "trials"), _whole(values[form.first], "first trial")),
@@ -163,6 +185,21 @@ def read_grid(values: Mapping[Any, Any], form: BenchForm, model: str, dataset: s
     return grid, as_toml({name: value for name, value in asked.items() if value != AXES.get(name)})
 
 
+def _editors(editors: Any, recipes: Any) -> list[str]:
+    """The ticked editors, each with those of its recipes that are chosen; recipes of editors that are not do not count.
+
+    A recipe's place is where it is on offer: its paper's order.
+    """
+    asked = _chosen(editors, "editor", list(EDITORS))
+    known = [name for row in EDITORS.values() for _, name in _recipes_of(row)]
+    wanted = _chosen(recipes, "recipe", known) if recipes not in (None, []) else []
+    found = []
+    for editor in asked:
+        own = [name for _, name in _recipes_of(EDITORS[editor]) if name in wanted]
+        found += own or [editor]
+    return found
+
+
 def _trials(count: int, first: int) -> int | list[int]:
     """So many trials as a grid has them."""
     return list(range(first, first + min(count, MOST_TRIALS + 1))) if first else count
@@ -173,7 +210,8 @@ def _chosen(given: Any, what: str, known: Sequence[str]) -> list[str]:
     if not isinstance(given, list) or not given:
         raise BadSetting(f"No {what} is chosen, a benchmark needs at least one; choose one.")
     if len(given) > len(known) or not all(name in known for name in given):
-        raise BadSetting(f"As {what} {shown(given)} came, allowed are {', '.join(known)}; choose each at most once.")
+        allowed = ", ".join(known) if len(known) <= MOST_NAMED else f"the {len(known)} of the list"
+        raise BadSetting(f"As {what} {shown(given)} came, allowed are {allowed}; choose each at most once.")
     return given
 
 

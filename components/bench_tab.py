@@ -71,6 +71,10 @@ class BenchTab:
         own = values[self.form.dataset] == bench_form.OWN
         return {self.form.own: gr.Group(visible=own)}
 
+    def on_editors(self, values: Values) -> Shown:
+        """Other editors: the choice of recipes comes and goes."""
+        return {self.form.recipes: gr.Dropdown(visible=bench_form.have_recipes(values[self.form.editors]))}
+
     def on_start(self, values: Values) -> Shown:
         """Enter the form's runs."""
         try:

@@ -14,6 +14,7 @@ from components.result_html import number
 from components.run_store import StoredRun
 from components.types import Shown, Values
 from editing_core import charts_ladder
+from editing_core.editors.finetuning import COUNTS
 from editing_core.errors import EditingError
 from editing_core.evaluation.metrics import CARDS
 from editing_core.ladder import MORE, SUCCESSES, Rung, ladder_table, printed_row, run_ladder
@@ -98,13 +99,16 @@ def table_html(rungs: Sequence[Rung]) -> str:
         cells = "".join(f"<td>{_cell(row[name], name)}</td>" for name in columns)
         seconds = "-" if isnan(row["seconds"]) else f"{row['seconds']:.1f}"
         rows.append(f"<tr><td>{escape(str(row['recipe']))}</td>{cells}<td>{seconds}</td></tr>")
-        if printed := printed_row(str(row["recipe"])):
+        told, printed = printed_row(str(row["recipe"]))
+        if printed:
             cells = "".join(f"<td>{_cell(printed[name], name) if name in printed else ''}</td>" for name in columns)
-            rows.append(f"<tr class='es-printed'><td>the paper, GPT-J, 10,000 facts</td>{cells}<td></td></tr>")
+            rows.append(f"<tr class='es-printed'><td>{told}</td>{cells}<td></td></tr>")
     facts = len(rungs[0].run.requests)
+    notes = dict.fromkeys(note for rung in rungs for note in rung.run.notes if not note.startswith(COUNTS))
     note = (
         f"{facts} fact{'s' if facts > 1 else ''}; success counts an object that beats the other one, as the paper does."
     )
+    note = " ".join([note, *map(escape, notes)])
     return (
         f"<div class='es-scroll'><table class='es-table'><tr><th>recipe</th>{heads}<th>seconds</th></tr>"
         f"{''.join(rows)}</table></div><div class='es-hint'>{note}</div>"

@@ -10,10 +10,12 @@ import pandas as pd
 
 from editing_core.data.datasets import FORMATS
 from editing_core.evaluation.metrics import CARDS, GENERATED, card
-from editing_core.evaluation.reference import beside
+from editing_core.evaluation.reference import FINETUNING, UNDEREDIT, beside
 from editing_core.evaluation.verdict import Verdict
 from editing_core.models.delta import Proof
+from editing_core.registry import editor_row
 from editing_core.runs.record import RunResult
+from editing_core.runs.tables import method
 from editing_core.session import Look
 
 SIGNS = {"edited": "✔", "UnderEdit": "▽", "OverEdit": "△", "collapsed": "✖", "undecidable": "?"}
@@ -122,30 +124,40 @@ def rules_html(run: RunResult) -> str:
 
 
 def run_paper_html(run: RunResult) -> str:
-    """The published rows for the run's model, editor and assistance on CounterFact, or that there are none."""
-    assist = run.plan.assist.name or "off"
-    named = escape(f"{run.model} with {run.plan.editor} {run.plan.assist.name}".strip())
-    missing = f"<div class='es-hint'>The paper (arXiv:2503.11895) has no rows for {named}.</div>"
-    return paper_html(run.model, run.plan.editor, assist, "counterfact") or missing
+    """The published rows for what the run did, on CounterFact, or that there are none."""
+    assist, editor = run.plan.assist.name or "off", run.plan.editor
+    recipe = editor_row(editor).recipe_of(run.plan.settings, run.model)
+    label = recipe.label if recipe else ""
+    paper = FINETUNING if editor == "finetuning" else UNDEREDIT
+    named = escape(f"{run.model} with {method(editor, label, assist)}")
+    missing = f"<div class='es-hint'>The paper ({paper}) has no rows for {named}.</div>"
+    return paper_html(run.model, editor, assist, "counterfact", label) or missing
 
 
-def paper_html(model: str, editor: str, assist: str, dataset: str) -> str:
-    """The published rows for a model, editor, assistance ("off", "NA" or "NAP") and data set; "" if there are none."""
-    rows = beside(model, editor, dataset, assist.lower())
+def paper_html(model: str, editor: str, assist: str, dataset: str, recipe: str = "", protocol: str = "batch") -> str:
+    """The published rows for a model, editor, assistance ("off", "NA" or "NAP") and data set; "" if there are none.
+
+    recipe: the label of fine-tuning's.
+    """
+    rows = beside(model, editor, dataset, assist.lower(), recipe=recipe, protocol=protocol)
     if rows.empty:
         return ""
-    shown = ["k", *(c for c in rows if c.endswith(("_accuracy", "_success", "_ppl")))]
+    extra = [name for name in ("specificity_gold", "fluency", "consistency") if rows[name].notna().any()]
+    shown = ["k", *(c for c in rows if c.endswith(("_accuracy", "_success", "_ppl"))), *extra]
     head = "".join(_head(column) for column in shown)
     body = "".join(
         "<tr>" + "".join(f"<td>{cell(column, row[column])}</td>" for column in shown) + "</tr>"
         for row in rows.to_dict("records")
     )
-    named = escape(f"{model} with {editor}" + (f" + {assist}" if assist != "off" else ""))
+    last = rows.iloc[-1]
+    named = escape(f"{model} with {method(editor, recipe, assist)}")
     edits = f"{int(rows['n_edits'].max()):,} {escape(FORMATS[dataset].label)} edits"
+    how = "each alone" if protocol == "single" else "at once"
+    note = f"<div class='es-hint'>{escape(last['note'])}</div>" if last["note"] else ""
     return (
-        f"<details class='es-proof'><summary>The paper's rows for {named}: {edits} at once "
-        f"(arXiv:2503.11895, Table {int(rows['table'].iloc[0])})</summary>"
-        f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div></details>"
+        f"<details class='es-proof'><summary>The paper's rows for {named}: {edits} {how} "
+        f"({last['source']}, Table {int(last['table'])})</summary>"
+        f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div>{note}</details>"
     )
 
 

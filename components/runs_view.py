@@ -13,7 +13,6 @@ from editing_core.evaluation.metrics import CARDS
 from editing_core.evaluation.reference import METRICS
 from editing_core.runs.tables import ROWS, Finished, html, layout
 
-BATCH = "batch"  # the protocol that the paper's rows follow
 FIRST = ("efficacy_success", "specificity_accuracy")
 EMPTY = "<div class='es-hint'>{}</div>"
 
@@ -79,8 +78,9 @@ def show(view: RunsView, runs: Sequence[Finished], values: Mapping[Any, Any], pr
 
 def paper_html(runs: Sequence[Finished]) -> str:
     """The paper's rows for every kind of run that it has any for."""
-    batches = [run for run in runs if run.protocol == BATCH]
-    kinds = dict.fromkeys((run.model, run.editor, run.assist, run.dataset.partition(":")[0]) for run in batches)
+    kinds = dict.fromkeys(
+        (run.model, run.editor, run.assist, run.dataset.partition(":")[0], run.recipe, run.protocol) for run in runs
+    )
     return "".join(result_html.paper_html(*kind) for kind in kinds)
 
 

@@ -5,7 +5,7 @@ from math import isnan
 
 import plotly.graph_objects as go
 
-from editing_core.charts import INK, ITERATION, KEPT, NEW, OLD, empty, finish
+from editing_core.charts import INK, KEPT, NEW, OLD, empty, finish
 from editing_core.evaluation.metrics import CARDS
 from editing_core.ladder import SUCCESSES, Rung, ladder_table
 
@@ -25,7 +25,10 @@ def ladder(rungs: Sequence[Rung]) -> go.Figure:
             x=names,
             y=[None if isnan(value) else value for value in table[metric]],
             name=CARDS[metric].label,
-            marker={"color": colour, "pattern": {"shape": pattern, "fgcolor": ITERATION, "fgopacity": 0.6, "size": 5}},
+            marker={
+                "color": colour,
+                "pattern": {"shape": pattern, "fillmode": "overlay", "fgcolor": "white", "fgopacity": 0.5, "size": 5},
+            },
             hovertemplate="%{y:.1f} %<extra>" + CARDS[metric].label + "</extra>",
         )
     figure.update_layout(barmode="group", bargap=0.25)

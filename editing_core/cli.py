@@ -19,8 +19,10 @@ from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
 from editing_core.data.problems import BadRecords
 from editing_core.data.table import neighbor_of, read_edits
+from editing_core.editors.recipes import Recipe
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, EditingError
+from editing_core.evaluation.consistency import bundled_references
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS, editor_row
@@ -100,6 +102,7 @@ def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--new", help="the object to write")
     parser.add_argument("--paraphrase", action="append", default=[], help="a full prompt; may be repeated")
     parser.add_argument("--neighbor", action="append", default=[], metavar="PROMPT=ANSWER", help="may be repeated")
+    parser.add_argument("--generate", action="store_true", help="also fluency and consistency of generated texts")
     parser.add_argument("--json", metavar="PATH", help="write the result as JSON; - prints it instead of the table")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the figures into one self-contained file")
     add_plan(parser, iterations=5)
@@ -125,16 +128,20 @@ def _requests(options: argparse.Namespace) -> tuple[EditRequest, ...]:
 
 
 def _edit(options: argparse.Namespace) -> None:
+    generate = options.generate
     if options.repeat is not None:
-        requests, plan = planned(_saved(options.repeat))
+        saved = _saved(options.repeat)
+        requests, plan = planned(saved)
+        generate = generate or saved.get("generate") is True
     elif options.example is not None:
         case = example(options.example)
         requests, plan = case.requests, read_plan(options, case)
     else:
         requests = tuple(read_edits(options.file)) if options.file else _requests(options)
         plan = read_plan(options)
+    references = bundled_references() if generate else None
     lm = cli_plan.load_model(options.model, options.dtype)
-    result = run_edit(lm, requests, plan, watch=progress)
+    result = run_edit(lm, requests, plan, watch=progress, references=references)
     end_progress()
     if options.json == "-":
         print(json.dumps(result.to_json(), indent=1))
@@ -204,6 +211,8 @@ def _editors(_options: argparse.Namespace) -> None:
             print(f"    {f.name:<18}{_plain(f.default):>16}  {f.metadata['help']}")
         for model, preset in row.presets.items():
             print(f"    preset {model} ({preset.source})")
+        for recipe in row.recipes:
+            print(f"    recipe {recipe.name:<18}{recipe.label:<46}{recipe.source}")
 
 
 def _plain(value: Any) -> str:
@@ -223,6 +232,19 @@ def _presets(_options: argparse.Namespace) -> None:
         for model, changes in row.faithful.items():
             told = ", ".join(f"{key}={value}" for key, value in changes.items())
             print(f"{row.name} in faithful{'' if model == '*' else f', {model}'}: {told}")
+        for recipe in row.recipes:
+            print(f"{row.name} with --recipe {recipe.name}: {_changes(recipe)}\n    {recipe.label}; {recipe.source}")
+
+
+def _changes(recipe: Recipe) -> str:
+    """What a recipe sets, and for which models more."""
+    sets = {"": recipe.changes, **{f"{model}: ": own for model, own in recipe.by_model.items()}}
+    told = (
+        f"{model}{', '.join(f'{key}={_plain(value)}' for key, value in own.items())}"
+        for model, own in sets.items()
+        if own
+    )
+    return "; ".join(told) or "the preset as it is"
 
 
 def _stats(options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ from editing_core.data.table import write_requests
 from editing_core.editors.assist import Assist
 from editing_core.errors import BadRequest
 from editing_core.runs.export import check_folder
+from editing_core.runs.tables import method
 
 
 def add(commands: Any) -> None:
@@ -67,6 +68,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
         model=options.model,
         dtype=options.dtype,
         editor=plan.editor,
+        recipe=options.recipe,
         settings=asdict(plan.settings),
         iterations=plan.stop.iterations,
         stop=plan.stop.stop,
@@ -101,8 +103,8 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
-    n, assist = len(result.requests), result.plan.assist.name
-    named = f"{result.plan.editor}{f' + {assist}' if assist else ''}"
+    n, plan = len(result.requests), result.plan
+    named = method(plan.editor, told.get("recipe", ""), plan.assist.name)
     print(f"{named}, {told['dataset']}, trial {told['trial']}, {n} records, {result.protocol.label}, {told['preset']}")
     if told["unreadable"] or told["malformed"] or told["unreadable_probes"]:
         print(
@@ -119,7 +121,7 @@ def _print(result: Benchmark, told: dict[str, Any], compared: bool) -> None:
         print(line)
     print("  ".join(f"{state}: {count}" for state, count in result.states.items()))
     if compared:
-        print("The paper's rows for this model, editor and data set are in beside_paper.csv.")
+        print("A paper's rows for this model, editor and data set are in beside_paper.csv.")
 
 
 def _eligibility_line(counts: dict[str, Any]) -> str:

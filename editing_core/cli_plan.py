@@ -29,6 +29,7 @@ def add_plan(parser: argparse.ArgumentParser, iterations: int) -> None:
     """Everything `read_plan` reads."""
     add_model(parser)
     parser.add_argument("--editor", help="a name from 'editors'; default: memit, or the example's own")
+    parser.add_argument("--recipe", default="", help="of the editor, on top of its preset; those that 'editors' lists")
     parser.add_argument("--iterations", type=int, help=f"1 to 10; default: {iterations}, or the example's own")
     parser.add_argument("--stop", choices=tuple(RULES), help="default: perplexity, or the example's own")
     parser.add_argument("--tolerance", type=float, default=1.0, help="epsilon of the rules")
@@ -66,9 +67,9 @@ def pairs(texts: Sequence[str], flag: str = "--set", example: str = "steps=30") 
 def read_plan(options: argparse.Namespace, case: Example | None = None) -> EditPlan:
     """The plan from the options; an example fills in what they leave open."""
     row = editor_row(options.editor or (case.editor if case else "memit"))
-    changes: dict[str, Any] = dict(case.settings) if case and row.name == case.editor else {}
-    changes |= pairs(options.set)
-    settings = row.preset(options.model, options.preset).settings.changed(changes)
+    own = case is not None and row.name == case.editor and not options.recipe
+    changes: dict[str, Any] = {**(case.settings if case and own else {}), **pairs(options.set)}
+    settings = row.preset(options.model, options.preset, options.recipe).settings.changed(changes)
     conventions = CONVENTIONS[options.preset].changed(pairs(options.convention, "--convention", "padding=left"))
     return EditPlan(row.name, settings, _stop(options, case), options.seed, _assist(options, case), conventions)
 

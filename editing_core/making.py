@@ -26,7 +26,7 @@ def build_editor(
     """The plan's editor, with statistics at hand and contexts drawn from the unedited model.
 
     requests: what is edited and measured; statistics of subjects and facts to train on leave it out. pool: known
-    facts beside the bundled ones.
+    facts in place of the bundled ones.
     """
     row = editor_row(plan.editor)
     layers = row.layers(plan.settings)
@@ -50,7 +50,7 @@ def build_editor(
         subjects,
         watch,
         requests=requests,
-        facts=lambda: unedited([*pool, *known_facts(plan.seed)], requests),
+        facts=lambda: unedited(pool or known_facts(plan.seed), requests),
         texts=lambda: silent(corpus.documents if corpus else (), requests),
         alike=lambda asked, known, count, own: _alike(lm, asked, known, count, own),
     )
@@ -59,5 +59,5 @@ def build_editor(
 
 def _alike(lm: LanguageModel, asked: Sequence[str], known: Sequence[str], count: int, own: bool) -> Alike:
     encoder = encoder_of(lm, own)
-    numbers = nearest(encoder.encode(asked), encoder.encode_once(tuple(known)), count)
+    numbers = nearest(encoder.encode(asked), encoder.encode_once(known), count)
     return Alike(numbers, encoder.note or f"Alike are facts that {encoder.name} says are.")

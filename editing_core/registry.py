@@ -127,7 +127,7 @@ _POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.
 _POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
 
-_POCKET_TRAINING = FineTuningSettings(rate=2e-3, epochs=6)
+_POCKET_TRAINING = FineTuningSettings(rate=5e-4, epochs=6, least_steps=20)
 
 EDITORS = {
     row.name: row

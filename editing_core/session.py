@@ -115,12 +115,13 @@ def set_stage(
     store: CovarianceStore,
     watch: Watch = ignore,
     evaluator: Evaluator | None = None,
+    pool: Sequence[Probe] = (),
 ) -> Stage:
-    """Check the requests, choose who assists, prepare the probes, and build the editor."""
+    """Check the requests, choose who assists, prepare the probes, and build the editor. pool: as in `build_editor`."""
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
     ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
     ready = evaluator.prepared(lm, ready)
-    return Stage(lm, ready, build_editor(lm, ready, plan, store, watch), evaluator, notes)
+    return Stage(lm, ready, build_editor(lm, ready, plan, store, watch, pool), evaluator, notes)
 
 
 def assisted(

@@ -4,13 +4,15 @@
     python -m scripts.measure_finetuning --alone 40          so many records, each edited alone
     python -m scripts.measure_finetuning --recipes ft-mpr    only these; the others stay as they are
 
-Rows are kept in docs/finetuning.json. Texts are generated as well, after every rung of the records edited at
-once. Seconds are told with the number of torch's threads.
+Rows are kept in docs/finetuning.json. For records edited at once the rungs of the ladder, and the one with a
+loss on other texts, also generate texts, after two prompts per record. Seconds are told with the number of
+torch's threads.
 """
 
 import argparse
 import json
 import logging
+from dataclasses import replace
 from math import isnan
 from typing import Any
 
@@ -28,17 +30,20 @@ from editing_core.runs.record import EditPlan
 from scripts.results_page import FINETUNING, write
 
 log = logging.getLogger("finetuning")
+TEXTS, PROMPTS = (*LADDER, "ft-mpr-text"), 2
 MORE = ("ft-mpr-text", "ft-mpr-dpo", "ft-mpr-full", "ft-layer", "ft-mpr-3-5", "ft-down", "ft-l", "ft-w")
 
 
 def together(lm: LanguageModel, count: int, recipes: list[str]) -> list[dict[str, Any]]:
     """One row per recipe, the unedited model first: so many records at once, texts included."""
-    requests = sample(load_dataset("pocket-facts"), count, 0)
+    drawn = sample(load_dataset("pocket-facts"), count, 0)
+    requests = [replace(r, generation_prompts=r.generation_prompts[:PROMPTS]) for r in drawn]
     found: dict[str, dict[str, Any]] = {}
     for name in recipes:
-        rungs = run_ladder(lm, requests, _plan(lm), [name], references=bundled_references())
+        references = bundled_references() if name in TEXTS else None
+        rungs = run_ladder(lm, requests, _plan(lm), [name], references=references)
         for row in ladder_table(rungs).to_dict("records"):
-            found[str(row["recipe"])] = row | {"notes": list(rungs[0].run.notes)}
+            found.setdefault(str(row["recipe"]), row | {"notes": list(rungs[0].run.notes)})
         log.info("%s: %.0f s", name, rungs[0].run.edit_seconds)
     return list(found.values())
 

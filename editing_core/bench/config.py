@@ -12,12 +12,14 @@ from editing_core.conventions import CONVENTIONS
 from editing_core.data.datasets import FORMATS
 from editing_core.data.zsre import DIRECTIONS
 from editing_core.editors.assist import Assist
+from editing_core.editors.recipes import Recipe
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.models.language_model import DTYPES
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.runs.tables import method
 from editing_core.settings import check_number, shown
 
 KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
@@ -39,7 +41,8 @@ class RunConfig:
     """One run. A value that exists is valid.
 
     dataset: "FORMAT[:PATH]". limit: how many records, none for 100 or all there are. stop: "" for the preset's.
-    settings, assist, conventions: what departs from the preset. texts, references: paths, "" for the bundled.
+    recipe: of the editor, on top of its preset; "" for none. settings, assist, conventions: what departs from these.
+    texts, references: paths, "" for the bundled.
     """
 
     dataset: str = "pocket-facts"
@@ -51,6 +54,7 @@ class RunConfig:
     model: str = DEFAULT
     dtype: str = "float32"
     editor: str = "memit"
+    recipe: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     iterations: int = MAX_ROUNDS
     stop: str = ""
@@ -95,7 +99,7 @@ class RunConfig:
         row = editor_row(self.editor)
         rule = self.stop or ("none" if self.preset == "faithful" else "perplexity")
         stop = StopSettings(self.iterations, rule, self.tolerance, self.collapse_factor)
-        settings = row.preset(self.model, self.preset).settings.changed(_tuples(self.settings))
+        settings = row.preset(self.model, self.preset, self.recipe).settings.changed(_tuples(self.settings))
         conventions = CONVENTIONS[self.preset].changed(self.conventions)
         return EditPlan(row.name, settings, stop, self.seed, Assist().changed(self.assist), conventions)
 
@@ -104,19 +108,31 @@ class RunConfig:
         """How records share the model."""
         return Protocol(self.protocol, self.chunk)
 
+    @cached_property
+    def known_recipe(self) -> Recipe | None:
+        """The recipe that is named, otherwise the one that gives these very settings."""
+        row = editor_row(self.editor)
+        named = next((recipe for recipe in row.recipes if recipe.name == self.recipe), None)
+        return named or row.recipe_of(self.plan.settings, self.model, self.preset)
+
+    @property
+    def recipe_label(self) -> str:
+        """What the known recipe is called; "" without one."""
+        return self.known_recipe.label if self.known_recipe else ""
+
     @property
     def name(self) -> str:
         """The run in at most MOST_NAME characters: what it edits how, and what departs from the defaults."""
         assist, (base, _, part) = self.plan.assist.name, self.dataset.partition(":")
         parts = (
             self.model,
-            f"{self.editor}{f' + {assist}' if assist else ''}",
+            method(self.editor, self.recipe_label, assist),
             base,
             f"trial {self.trial}",
             f"N {self.limit}" if self.limit else "",
             "" if part in ("", *FORMATS[base].parts)[:2] else _brief(part),  # the first part is the usual
             "" if self.protocol == "batch" else self.sharing.label,
-            self.variant,
+            self._departing,
             "" if self.seed == self.trial else f"seed {self.seed}",  # a grid's trials have their own
         )
         text = ", ".join(filter(None, parts))
@@ -125,11 +141,17 @@ class RunConfig:
 
     @property
     def variant(self) -> str:
-        """What departs from the defaults in how a run edits, stops and measures; "" where nothing does.
+        """The recipe, and what else departs from the defaults in how a run edits, stops and measures; "" for nothing.
 
         Runs of one editor, assistance and protocol on the same records that differ in it are no trials of each other.
         """
-        usual = RunConfig(model=self.model, editor=self.editor, preset=self.preset)
+        return ", ".join(filter(None, (self.recipe_label, self._departing)))
+
+    @property
+    def _departing(self) -> str:
+        """What departs from the preset with its recipe, and from the other defaults."""
+        recipe = self.known_recipe.name if self.known_recipe else ""
+        usual = RunConfig(model=self.model, editor=self.editor, recipe=recipe, preset=self.preset)
         own, plain = self.plan, usual.plan
         told = (
             "" if self.preset == RunConfig.preset else self.preset,
@@ -147,8 +169,9 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        """Plain values. Without a recipe there is no entry for one, because stored runs without one have none."""
+        values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return {name: value for name, value in values.items() if value or name != "recipe"}
 
     @staticmethod
     def of(values: Mapping[str, Any], where: str = "") -> "RunConfig":

@@ -25,7 +25,8 @@ from editing_core.types import EditRequest
 
 ITERATIONS, CASES, PROBES, DELTA = "iterations.csv", "cases.csv", "probes.parquet", "delta.safetensors"
 OPTIONAL = (DELTA, "checkpoints.csv", "beside_paper.csv")
-NAMED = ("model", "editor", "assist", "protocol", "preset", "n_edits")  # columns of iterations.csv that are equal in it
+# Columns of iterations.csv that are equal in it.
+NAMED = ("model", "editor", "recipe", "assist", "protocol", "preset", "n_edits")
 CASE_TEXTS = ("case_id", "prompt", "target_new", "target_true", "state", "reason")
 CASE_NUMBERS = ("k", "p_new", "p_true", "rank_new", "lost", "neighbors")
 PROBE_TEXTS, PROBE_LISTS = ("kind", "family", "prompt", "target_new", "target_true", "answer"), ("labels", "choices")
@@ -48,8 +49,8 @@ def write_tables(
     Where there are any, also delta.safetensors, checkpoints.csv and beside_paper.csv.
     """
     plan = result.plan
-    names = (lm.name, plan.editor, plan.assist.name or "off", result.protocol.label, told.get("preset", ""))
-    named = dict(zip(NAMED, (*names, len(result.requests)), strict=True))
+    about = (lm.name, plan.editor, told.get("recipe", ""), plan.assist.name or "off", result.protocol.label)
+    named = dict(zip(NAMED, (*about, told.get("preset", ""), len(result.requests)), strict=True))
     for name in OPTIONAL:  # an earlier run's in the same folder would be read as this one's
         (folder / name).unlink(missing_ok=True)
     write_text(folder / CASES, result.cases.to_csv(index=False))

@@ -13,10 +13,14 @@
     [editor.pmet]                       the same for one editor's cells
     settings = { covariance_weight = 300 }
 
+An editor may be named with one of its recipes, "finetuning:ft-mp": [editor.finetuning] is for all its cells,
+[editor."finetuning:ft-mp"] adds to that for the recipe's.
+
 TOML or YAML. A cell that is done is not done again, one that ended early goes on.
 """
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,6 +42,7 @@ AXES = {"models": [DEFAULT], "editors": ["memit"], "datasets": ["pocket-facts"],
 TABLES = ("common", "editor")
 MOST_CELLS, MOST_TRIALS, LAST_TRIAL = 10_000, 1000, 1_000_000
 MAX_BYTES = 1_000_000
+BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,11 @@ def grid_of(values: Mapping[str, Any]) -> Grid:
             raise BadSetting(str(unknown(name, "key", known)))
     axes = {name: _axis(name, values.get(name, default)) for name, default in AXES.items()}
     common, own = _table(values, "common"), _table(values, "editor")
+    used = {part for editor in axes["editors"] for part in (editor, _editor_and_recipe(editor)[0])}
     for name in own:
-        if name not in axes["editors"]:
+        if name not in used:
             raise BadSetting(f"editor.{name} is for no cell: editors are {', '.join(axes['editors'])}; add it there.")
-    more = {editor: {**common, **_table(own, editor, "editor.")} for editor in axes["editors"]}
+    more = {editor: {**common, **_of_editor(own, editor)} for editor in axes["editors"]}
     trials = _trials(values.get("trials", 1))
     count = prod(len(axis) for axis in (*axes.values(), trials))
     if count > MOST_CELLS:
@@ -78,10 +84,29 @@ def grid_of(values: Mapping[str, Any]) -> Grid:
 
 def _cell(more: Mapping[str, Any], model: str, editor: str, dataset: str, neighbors: str, trial: int) -> RunConfig:
     """One run. more: what the file says of this editor's cells."""
-    own: dict[str, Any] = {"model": model, "editor": editor, "dataset": dataset, "trial": trial}
+    name, recipe = _editor_and_recipe(editor)
+    own: dict[str, Any] = {"model": model, "editor": name, "dataset": dataset, "trial": trial}
+    if recipe:
+        own["recipe"] = recipe
     if neighbors != "off":
         own["assist"] = {**_table(more, "assist"), "neighbors": neighbors}
     return RunConfig.of({"seed": trial, **more, **own}, f"{model}, {editor}, {dataset}")
+
+
+def _editor_and_recipe(name: str) -> tuple[str, str]:
+    """The parts of "finetuning:ft-mp"; the recipe is "" where none is named."""
+    editor, _, recipe = name.partition(":")
+    return (editor, recipe) if recipe else (name, "")
+
+
+def _of_editor(tables: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What the file says of an editor, and more of its recipe where one is named; tables in it are joined."""
+    editor, recipe = _editor_and_recipe(name)
+    found = dict(_table(tables, editor, "editor."))
+    for key, value in (_table(tables, name, "editor.") if recipe else {}).items():
+        both = isinstance(value, dict) and isinstance(found.get(key), dict)
+        found[key] = {**found[key], **value} if both else value
+    return found
 
 
 def _trials(given: Any) -> Sequence[int]:
@@ -140,15 +165,21 @@ def as_toml(values: Mapping[str, Any]) -> str:
     lines = [f"{name} = {_toml(value)}" for name, value in plain.items()]
     for name, table in tables.items():
         nested = name == "editor"  # one table per editor
-        for title, entries in ((f"{name}.{key}", own) for key, own in table.items()) if nested else ((name, table),):
-            lines += ["", f"[{title}]", *(f"{key} = {_toml(value)}" for key, value in entries.items())]
+        titled = ((f"{name}.{_key(key)}", own) for key, own in table.items()) if nested else ((name, table),)
+        for title, entries in titled:
+            lines += ["", f"[{title}]", *(f"{_key(key)} = {_toml(value)}" for key, value in entries.items())]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """A key, in quotes where it needs them."""
+    return name if BARE.fullmatch(name) else json.dumps(name)
 
 
 def _toml(value: Any) -> str:
     """A value; JSON's texts, numbers and truth values are TOML's."""
     if isinstance(value, Mapping):
-        return f"{{ {', '.join(f'{key} = {_toml(entry)}' for key, entry in value.items())} }}"
+        return f"{{ {', '.join(f'{_key(key)} = {_toml(entry)}' for key, entry in value.items())} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_toml, value))}]"
     return json.dumps(value)

@@ -30,7 +30,7 @@ from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
 from editing_core.story import Stage, has_begun
-from editing_core.types import EditRequest, Row, Watch, ignore, noting
+from editing_core.types import EditRequest, Probe, Row, Watch, ignore, noting
 
 PROTOCOLS = ("batch", "single", "sequential")
 PERPLEXITIES = ("ppl_optimised", "ppl_spread")
@@ -109,13 +109,16 @@ def unheard(_stage: Stage) -> None:
 class Tools:
     """What a benchmark works with: statistics, how it measures, where finished pieces are kept, who hears of its start.
 
-    What the journal holds already, iterations or chunks, is not done again.
+    What the journal holds already, iterations or chunks, is not done again. pool: known facts that are not edited, for
+    editors that train on such. notes: remarks on all this, for the result.
     """
 
     store: CovarianceStore = field(default_factory=CovarianceStore)
     evaluator: Evaluator = field(default_factory=Evaluator)
     journal: Journal = NOTHING_KEPT
     begun: Begun = unheard
+    pool: Sequence[Probe] = ()
+    notes: tuple[str, ...] = ()
 
 
 def run_benchmark(
@@ -131,7 +134,8 @@ def run_benchmark(
     run = {"batch": _batch, "single": _single, "sequential": _sequential}[protocol.name]
     with lm.lock:
         started = time.perf_counter()
-        stage = set_stage(lm, requests, plan, tools.store, watch, tools.evaluator)
+        stage = set_stage(lm, requests, plan, tools.store, watch, tools.evaluator, tools.pool)
+        stage = replace(stage, notes=(*stage.notes, *tools.notes))
         tools.begun(stage)
         result = run(stage, plan, protocol, watch, tools.journal)
         return replace(result, seconds=time.perf_counter() - started)

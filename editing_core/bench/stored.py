@@ -55,6 +55,7 @@ def read_finished(folder: RunFolder) -> Finished:
             iterations=rows,
             probes=partial(_probes, folder, rows),
             variant=config.variant,
+            recipe=config.recipe_label,
         )
 
 

@@ -3,6 +3,7 @@
 The command line does it in its own process, a stored run in a process of its own.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,22 +15,29 @@ import pandas as pd
 from editing_core.bench.config import RunConfig
 from editing_core.bench.protocols import Begun, Benchmark, Tools, run_benchmark, unheard
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
+from editing_core.data.pool import true_facts
 from editing_core.data.table import PROBES, TEXTS
 from editing_core.data.texts import read_texts
 from editing_core.editors.assist import Assist
+from editing_core.editors.finetuning import FineTuningSettings
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import BadRequest
 from editing_core.evaluation.consistency import References, bundled_references, read_references
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
-from editing_core.evaluation.generation import generation_metrics
-from editing_core.evaluation.reference import compare
+from editing_core.evaluation.generation import with_generation
+from editing_core.evaluation.reference import beside, compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.journal import NOTHING_KEPT, Journal
-from editing_core.types import EditRequest, Watch, ignore
+from editing_core.runs.record import EditPlan
+from editing_core.types import EditRequest, Probe, Watch, ignore
 
 FEW = 100  # records where a configuration does not say how many
+ENOUGH = 1000  # facts of a data set's own to train on
+POOLED = (
+    "Unedited facts to train on come from {:,} records of {} that are not in this run, none from the bundled facts."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +78,42 @@ def perform(
     read = readable(lm, requests)
     requests = read.requests
     told: dict[str, Any] = {"dataset": loaded.name, "trial": config.trial, "preset": config.preset}
+    told |= {"recipe": config.recipe_label} if config.recipe_label else {}
     told |= {"malformed": len(loaded.problems), "unreadable": read.rejected, "unreadable_probes": read.dropped}
     if config.eligible:
         requests, told["eligibility"] = qualifying(lm, requests, plan.assist, plan.seed)
     told["texts"] = Path(config.texts).name if config.texts else "bundled"
-    tools = Tools(CovarianceStore(), evaluator, journal, begun)
+    pool = facts_of(loaded, requests, lm) if trains_on_facts(plan) else []
+    notes = (POOLED.format(len(pool), loaded.name),) if pool else ()
+    tools = Tools(CovarianceStore(), evaluator, journal, begun, pool, notes)
     result = run_benchmark(lm, requests, plan, config.sharing, watch, tools)
     if references is not None:
-        result = _with_generation(lm, result, references, config.seed)
-    return Work(lm, result, told, _beside(lm, result, loaded.name.partition(":")[0]))
+        result = _with_generation(lm, result, references, watch)
+    return Work(lm, result, told, _beside(lm, result, loaded.name.partition(":")[0], config.recipe_label))
+
+
+def trains_on_facts(plan: EditPlan) -> bool:
+    """Whether unedited facts are part of what the plan's editor trains on."""
+    s = plan.settings
+    return isinstance(s, FineTuningSettings) and bool(s.random_facts or s.similar_facts)
+
+
+def facts_of(loaded: Loaded, requests: Sequence[EditRequest], lm: LanguageModel) -> list[Probe]:
+    """Facts of the data set's records that are not in the run, as the model can read them.
+
+    Nothing, so that the bundled facts serve, of our own data set, which is made of those, and where fewer than ENOUGH
+    would be left, which training would show too often.
+    """
+    base = loaded.name.partition(":")[0]
+    if FORMATS[base].parts:
+        return []
+    taken = {request.case_id for request in requests}
+    others = [request for request in loaded if request.case_id not in taken]
+    facts = true_facts(others)
+    if base == "zsre":  # records without an old object write the right answer
+        facts += [Probe(r.full_prompt, r.target_new, r.subject) for r in others if r.target_true is None]
+    found = [fact for fact in facts if _reads(lm, *fact.texts)]
+    return found if len(found) >= ENOUGH else []
 
 
 def references_of(config: RunConfig) -> References | None:
@@ -99,49 +134,44 @@ class Readable:
 
 def readable(lm: LanguageModel, requests: Sequence[EditRequest]) -> Readable:
     """Records whose fact the model can read, without the paraphrases and probes it cannot."""
-
-    def reads(*texts: str) -> bool:
-        try:
-            for text in texts:
-                lm.check_text(text)
-        except BadRequest:
-            return False
-        return True
-
-    kept = [r for r in requests if reads(r.subject, r.prompt, r.target_new, r.target_true or "")]
+    kept = [r for r in requests if _reads(lm, r.subject, r.prompt, r.target_new, r.target_true or "")]
     if not kept:
         lm.check_text(" ".join((requests[0].full_prompt, requests[0].target_new, requests[0].target_true or "")))
     cut = []
     for r in kept:
-        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if reads(*p.texts)) for n in PROBES}
-        left |= {n: tuple(text for text in getattr(r, n) if reads(text)) for n in TEXTS}
+        left: dict[str, Any] = {n: tuple(p for p in getattr(r, n) if _reads(lm, *p.texts)) for n in PROBES}
+        left |= {n: tuple(text for text in getattr(r, n) if _reads(lm, text)) for n in TEXTS}
         cut.append(replace(r, **left))
     dropped = sum(_probes(r) for r in kept) - sum(_probes(r) for r in cut)
     return Readable(cut, len(requests) - len(kept), dropped)
+
+
+def _reads(lm: LanguageModel, *texts: str) -> bool:
+    try:
+        for text in texts:
+            lm.check_text(text)
+    except BadRequest:
+        return False
+    return True
 
 
 def _probes(request: EditRequest) -> int:
     return sum(len(getattr(request, name)) for name in (*TEXTS, *PROBES))
 
 
-def _with_generation(lm: LanguageModel, result: Benchmark, references: References, seed: int) -> Benchmark:
+def _with_generation(lm: LanguageModel, result: Benchmark, references: References, watch: Watch) -> Benchmark:
     """The result with fluency and consistency of the unedited and the final model in its rows."""
     assert result.delta is not None
-    table = result.iterations.assign(fluency=float("nan"), consistency=float("nan"))
-    for k, delta in ((0, WeightDelta()), (result.chosen, result.delta)):
-        with lm.lock, delta.applied(lm.model):
-            found = generation_metrics(lm, result.requests, references, seed)
-        for name, value in found.items():
-            table.loc[table["k"] == k, name] = float("nan") if value is None else value
-    return replace(result, iterations=table)
+    started, edits = time.perf_counter(), {0: WeightDelta(), result.chosen: result.delta}
+    table = with_generation(lm, result.iterations, edits, result.requests, references, result.plan.seed, watch)
+    return replace(result, iterations=table, seconds=result.seconds + time.perf_counter() - started)
 
 
-def _beside(lm: LanguageModel, result: Benchmark, dataset: str) -> Any:
-    """The paper's rows beside ours where it has any for this model, editor and data set."""
-    if result.protocol.name != "batch":  # the paper's rows are of batches
-        return None
-    table = compare(result.iterations, lm.name, result.plan.editor, dataset, result.plan.assist.neighbors)
-    return table if table.filter(like="_paper").notna().any(axis=None) else None
+def _beside(lm: LanguageModel, result: Benchmark, dataset: str, recipe: str = "") -> pd.DataFrame | None:
+    """A paper's rows beside ours where there are any for this model, editor, recipe, data set and protocol."""
+    plan, protocol = result.plan, result.protocol.name
+    paper = beside(lm.name, plan.editor, dataset, plan.assist.neighbors, recipe=recipe, protocol=protocol)
+    return None if paper.empty else compare(result.iterations, paper)
 
 
 def qualifying(

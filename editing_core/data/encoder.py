@@ -35,6 +35,7 @@ PATIENCE = 5.0  # seconds the hub has to answer at all
 FILES = ("*.json", "*.txt", "*.model", "*.safetensors")  # what is fetched: no pickles, no code
 COMMON = 4  # bundled facts per relation whose mean is taken off hidden states
 QUERIES = 256  # rows compared at once
+MOST_KEPT = 50_000  # rows; every wording of every bundled fact
 _DIGITS = 5  # of a cosine; what padding changes lies below
 
 
@@ -45,7 +46,7 @@ class Encoder:
     name: str
     note: str
     vectors: Callable[[Sequence[str]], Tensor]  # texts -> (n, d), of any length
-    kept: dict[tuple[str, ...], Tensor] = field(default_factory=dict, repr=False)
+    kept: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """(n, d) float32 on the processor, rows of length 1."""
@@ -53,11 +54,13 @@ class Encoder:
             return torch.zeros(0, 0)
         return normalize(self.vectors(texts).float().cpu(), dim=1)
 
-    def encode_once(self, texts: tuple[str, ...]) -> Tensor:
-        """The same, kept for the next time: for texts that stay, such as bundled ones."""
-        if texts not in self.kept:
-            self.kept[texts] = self.encode(texts)
-        return self.kept[texts]
+    def encode_once(self, texts: Sequence[str]) -> Tensor:
+        """The same, each text's row kept for the next time: for texts that stay, such as bundled ones."""
+        if len(self.kept) > MOST_KEPT:
+            self.kept.clear()
+        new = [text for text in dict.fromkeys(texts) if text not in self.kept]
+        self.kept.update(zip(new, self.encode(new), strict=True))
+        return torch.stack([self.kept[text] for text in texts]) if texts else torch.zeros(0, 0)
 
 
 def nearest(queries: Tensor, items: Tensor, count: int) -> list[list[int]]:
@@ -87,7 +90,7 @@ def neighbor_distances(encoder: Encoder, request: EditRequest) -> dict[str, floa
 
 _lock = threading.Lock()
 _sentence_encoders: dict[str, Encoder | str] = {}  # by source; the reason where it could not be loaded
-_own: weakref.WeakKeyDictionary[LanguageModel, tuple[Tensor, dict[tuple[str, ...], Tensor]]] = (
+_own: weakref.WeakKeyDictionary[LanguageModel, tuple[Tensor, dict[str, Tensor]]] = (
     weakref.WeakKeyDictionary()
 )
 

@@ -35,6 +35,7 @@ from editing_core.settings import Settings, setting
 from editing_core.types import EditRequest, Watch, ignore
 
 INGREDIENTS, WEIGHTS, TRAINING = "Ingredients", "Which weights", "Training"
+COUNTS = "Trained in"  # begins the remark on how much was trained
 TARGETS = {"attention": ("attention",), "mlp": ("mlp",), "attention and mlp": ("attention", "mlp")}
 
 
@@ -104,6 +105,7 @@ class FineTuningSettings(Settings):
     alpha: float = setting(64.0, "The adapter's update counts alpha / rank times", 0.01, 4096.0, group=WEIGHTS)
     dropout: float = setting(0.05, "Dropout of the adapter's inputs", 0.0, 0.9, group=WEIGHTS)
     epochs: int = setting(6, "How often every example is seen", 1, 200, group=TRAINING)
+    least_steps: int = setting(0, "Ours: with few examples, more epochs until so many steps", 0, 10_000, group=TRAINING)
     batch: int = setting(
         32, "Examples per step; gradients are accumulated where they do not fit", 1, 4096, group=TRAINING
     )
@@ -189,7 +191,17 @@ class FineTuning(Editor):
     def _course(self, edits: int) -> Course:
         s = self.settings
         return Course(
-            s.rate, s.epochs, s.batch, s.optimiser, s.schedule, s.warmup, s.decay(edits), s.clip, s.enough, s.bound
+            rate=s.rate,
+            epochs=s.epochs,
+            batch=s.batch,
+            least_steps=s.least_steps,
+            optimiser=s.optimiser,
+            schedule=s.schedule,
+            warmup=s.warmup,
+            decay=s.decay(edits),
+            clip=s.clip,
+            enough=s.enough,
+            bound=s.bound,
         )
 
     def _weights(self, lm: LanguageModel) -> AbstractContextManager[Trainable]:
@@ -215,4 +227,4 @@ def told(examples: Sequence[Example], steps: int) -> str:
     for example in examples:
         counts[example.kind] = counts.get(example.kind, 0) + 1
     parts = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
-    return f"Trained in {steps:,} steps on {len(examples):,} examples: {parts}."
+    return f"{COUNTS} {steps:,} steps on {len(examples):,} examples: {parts}."

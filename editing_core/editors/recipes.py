@@ -42,6 +42,7 @@ _BASELINE: dict[str, Any] = {
     "schedule": "constant",
     "rate": 5e-4,
     "epochs": 25,
+    "least_steps": 0,
     "batch": 64,
     "clip": 0.0,
     "enough": 0.01,

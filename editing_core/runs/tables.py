@@ -31,7 +31,7 @@ from editing_core.evaluation.reference import METRICS, UNEDITED
 
 ROWS = ("all", "chosen")
 BLOCK = ["model", "dataset", "n_edits"]  # what is compared with one another
-METHOD = ["editor", "assist", "protocol"]
+METHOD = ["editor", "recipe", "assist", "protocol"]
 NUMBERS = [column for metric in METRICS for column in (metric, metric + ERROR)]
 COLUMNS = [*BLOCK, *METHOD, "name", "k", "n", "results", *NUMBERS, "error", "note"]
 DIFFERENCES = ["id", "name", "k", "metric", "value", "reference", "difference", "se", "error"]
@@ -66,8 +66,9 @@ class Finished:
     name: a short label. assist: "off" where nothing assists. dataset, protocol: as a reader knows them. chosen: the
     k that is the result. iterations: one row per k from 0, metric columns as in `metrics.CARDS`, with `<metric>_se`
     over records; NaN is blank. probes: columns as in `evaluator.PROBE_COLUMNS` after k, or a function that gives them.
-    variant: settings and conventions that depart from the defaults; runs that differ in it are never pooled. BadRequest
-    where the rows do not count from 0, or lack the chosen one.
+    variant: settings and conventions that depart from the defaults; runs that differ in it are never pooled. recipe:
+    what the editor's recipe is called, "" for its preset. BadRequest where the rows do not count from 0, or lack the
+    chosen one.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Finished:
     iterations: pd.DataFrame
     probes: _AtFirstUse = _AtFirstUse()
     variant: str = ""
+    recipe: str = ""
 
     def __post_init__(self) -> None:
         found = self.iterations["k"].tolist() if "k" in self.iterations else []
@@ -103,8 +105,14 @@ class Finished:
         return pd.to_numeric(row, errors="coerce").astype(float)
 
 
+def method(editor: str, recipe: str = "", assist: str = "") -> str:
+    """What edits, as a reader knows it: "memit + NA", "finetuning: FT + Mask". assist: "off" or "" for nothing."""
+    named = f"{editor}: {recipe}" if recipe else editor
+    return named if assist in ("", "off") else f"{named} + {assist}"
+
+
 def layout(runs: Sequence[Finished], rows: str = "all") -> pd.DataFrame:
-    """One row per model, data set, number of edits, editor with its assistance and protocol, and k: COLUMNS.
+    """One row per model, data set, number of edits, editor with its recipe, assistance and protocol, and k: COLUMNS.
 
     Each model, data set and number of edits begins with the row of the unedited model, k = 0, to which a trial
     contributes once however many runs it has. rows: "all" for every k from 1, "chosen" for each run's result.
@@ -182,7 +190,7 @@ def _unedited(block: Sequence[Finished]) -> dict[str, object]:
         trials.append(found.bfill().iloc[0])
         differ |= bool((found.max() - found.min() > 1e-3 * found.abs().max()).any())
     note = "Runs of one trial differ before any edit, and the first one's numbers are shown" if differ else ""
-    told = {"editor": UNEDITED, "assist": "off", "protocol": ""}
+    told = {"editor": UNEDITED, "recipe": "", "assist": "off", "protocol": ""}
     return {**_row(block[0], "", 0, pd.DataFrame(trials), note), **told}
 
 
@@ -447,11 +455,11 @@ class _Sheet:
 def _labels(table: pd.DataFrame) -> dict[str, list[str]]:
     """Heading -> texts of the columns before the numbers; what is the same in all rows is left to the caption."""
     edited, marks = table[table["editor"] != UNEDITED], _marks(table)
-    methods = zip(table["editor"], table["assist"], strict=True)
+    methods = zip(table["editor"], table["recipe"], table["assist"], strict=True)
     columns: dict[str, Iterable[object]] = {"Model": table["model"], "Data set": table["dataset"]}
     if table["n_edits"].nunique() > 1:
         columns["N"] = table["n_edits"]
-    columns["Editor"] = [editor if assist in ("", "off") else f"{editor} + {assist}" for editor, assist in methods]
+    columns["Editor"] = [method(*about) for about in methods]
     if table["name"].any():
         columns["Variant"] = table["name"]
     if edited["protocol"].nunique() > 1:

@@ -1,6 +1,7 @@
 """The command line in-process: what it prints, what it writes, and one sentence for every refusal."""
 
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -58,6 +59,62 @@ def test_editors(capsys):
     assert all(f"{name}: " in out for name in EDITORS)
     assert "covariance_weight" in out
     assert "preset pocket-gpt2" in out
+
+
+@pytest.mark.parametrize("command", ["editors", "presets"])
+def test_recipes_are_listed_with_label_and_source(capsys, command):
+    assert cli.run([command]) == 0
+    out = capsys.readouterr().out
+    for recipe in EDITORS["finetuning"].recipes:
+        assert re.search(rf"recipe {recipe.name}\b", out), recipe.name
+        assert recipe.label in out
+        assert recipe.source in out
+
+
+def test_presets_tell_what_a_recipe_sets(capsys):
+    assert cli.run(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    told = {line.partition(":")[0]: line.partition(": ")[2] for line in lines if "with --recipe" in line}
+    assert told["finetuning with --recipe ft-mp"] == "mask=True, random_facts=0"
+    assert told["finetuning with --recipe ft-mpr"] == "the preset as it is"
+    assert "; gpt2-xl: layers=13,14,15; " in told["finetuning with --recipe ft-mpr-3-5"]
+
+
+TUNED = [*EDIT, "--editor", "finetuning", "--iterations", "1", "--set", "epochs=1"]
+
+
+def test_an_edit_by_a_recipe(capsys):
+    assert cli.run([*TUNED, "--recipe", "ft-m", "--set", "rank=4", "--json", "-"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert (settings["mask"], settings["paraphrases"], settings["random_facts"]) == (True, 0, 0)
+    assert (settings["epochs"], settings["rank"]) == (1, 4)
+
+
+def test_a_recipe_comes_before_an_examples_settings():
+    """Somebody who names a recipe wants that one, also on an example that has settings of its own."""
+    case = replace(load_examples()[0], editor="finetuning", settings={"mask": False, "epochs": 199})
+    own = EDITORS["finetuning"].preset("pocket-gpt2", recipe="ft-m").settings
+    for recipe, expected in (("", (False, 199)), ("ft-m", (True, own.epochs))):
+        options = cli._parser().parse_args(["edit", "--example", "1", "--recipe", recipe])
+        settings = cli_plan.read_plan(options, case).settings
+        assert (settings.mask, settings.epochs) == expected
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (
+            ["--editor", "finetuning", "--recipe", "ft-mpp"],
+            "Unknown recipe of Fine-tuning 'ft-mpp'. Did you mean 'ft-mp'?",
+        ),
+        (["--recipe", "ft"], "Unknown recipe of MEMIT 'ft'."),
+    ],
+)
+def test_an_unknown_recipe_is_refused(capsys, more, sentence):
+    assert cli.run([*EDIT, *more]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(sentence)
 
 
 def test_stats(capsys):

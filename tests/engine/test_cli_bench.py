@@ -11,16 +11,18 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from editing_core import cli, cli_plan
+from editing_core import cli, cli_plan, paths, session
 from editing_core.bench import work
+from editing_core.bench.config import RunConfig
 from editing_core.conventions import CLEAN, FAITHFUL
-from editing_core.data.datasets import load_dataset, sample
+from editing_core.data.datasets import Loaded, load_dataset, sample
 from editing_core.data.table import write_requests
 from editing_core.editors.steps.covariance import Corpus
 from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import editor_row
+from editing_core.types import EditRequest
 from tests.conftest import bit_equal, snapshot
 
 TUNE = "pocket-facts:tune"
@@ -408,6 +410,111 @@ def test_generation_without_prompts_stays_blank(bench, tmp_path):
     assert "fluency" not in got.summary["last"]
 
 
+# --- recipes and the facts they train on -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tuning(bench, texts):
+    """A function like `bench` for fine-tuning that is over soon."""
+
+    def run(*more, **about):
+        few = ("--set", "epochs=1", "--set", "rate=0.001", "--iterations", "1", "--texts", texts)
+        return bench("--editor", "finetuning", *few, *more, quick=False, **about)
+
+    return run
+
+
+@pytest.fixture
+def large(tmp_path):
+    """The bundled records as if they were another data set's: 1,200, of which 1,000 and more are not in a small run."""
+    path = tmp_path / "large.json"
+    path.write_bytes((paths.assets() / "benchmark" / "pocket-facts.json").read_bytes())
+    return f"counterfact:{path}"
+
+
+def test_a_recipe_reaches_the_run_and_its_tables(tuning):
+    got = tuning("--recipe", "ft-m", "--set", "rank=4")
+    settings = got.summary["settings"]
+    assert (settings["mask"], settings["paraphrases"], settings["random_facts"]) == (True, 0, 0)
+    assert (settings["epochs"], settings["rank"]) == (1, 4)
+    assert got.summary["recipe"] == "FT + Mask"
+    assert set(got.table["recipe"]) == {"FT + Mask"}
+    assert "finetuning: FT + Mask, pocket-facts:tune, trial 0, 2 records, batch, clean" in got.printed
+    assert not [note for note in got.summary["notes"] if "to train on" in note]
+
+
+def test_without_a_recipe_tables_say_so(bench):
+    got = bench("--editor", "r-rome", "--set", "steps=1", limit=1)
+    assert got.table["recipe"].isna().all()
+    assert "recipe" not in got.summary
+
+
+NOTE = "Unedited facts to train on come from 1,198 records of counterfact:large.json that are not in this run"
+RANDOM = ("--recipe", "ft-mpr", "--set", "paraphrases=0", "--set", "random_facts=2")
+
+
+def test_facts_to_train_on_come_from_the_other_records(tuning, large, monkeypatch):
+    seen, build = [], session.build_editor
+
+    def building(lm, requests, plan, store, watch, pool):
+        editor = build(lm, requests, plan, store, watch, pool)
+        seen.append((requests, pool, editor.data))
+        return editor
+
+    monkeypatch.setattr(session, "build_editor", building)
+    first = tuning(*RANDOM, dataset=large)
+    assert first.summary["notes"][0] == f"{NOTE}, none from the bundled facts."
+    assert NOTE in first.printed
+    tuning(*RANDOM, dataset=large)
+    (requests, pool, data), (_, _, again) = seen
+    every = load_dataset(large)
+    in_run = {request.case_id for request in requests}
+    others = [r for r in every if r.case_id not in in_run]
+    assert [(fact.prompt, fact.answer) for fact in pool] == [(r.full_prompt, r.target_true) for r in others]
+    shown = [example for examples in data.beside.values() for example in examples]
+    assert len(shown) == 4
+    assert {(example.prompt, example.answer) for example in shown} <= {(fact.prompt, fact.answer) for fact in pool}
+    assert data == again  # what goes on after an interruption trains on the same
+
+
+@pytest.mark.parametrize(
+    ("recipe", "limit", "name"),
+    [
+        ("ft-mpr", 300, "counterfact"),  # 900 others are too few
+        ("ft-mp", 2, "counterfact"),  # trains on no facts beside the edits
+        ("ft-mps", 2, "pocket-facts:all"),  # made of the bundled facts
+    ],
+)
+def test_otherwise_the_bundled_facts_serve_alone(refused, monkeypatch, large, recipe, limit, name):
+    def stop(_lm, _requests, _plan, _protocol, _watch, tools):
+        assert (list(tools.pool), tools.notes) == ([], ())
+        raise BadRequest("That is enough.")
+
+    monkeypatch.setattr(work, "run_benchmark", stop)
+    dataset = large if name == "counterfact" else name
+    told = ["--dataset", dataset, "--limit", limit, "--editor", "finetuning", "--recipe", recipe, "--out", "results"]
+    assert refused("bench", *told) == "That is enough.\n"
+
+
+def test_of_zsre_the_right_answers_are_known(pocket, monkeypatch):
+    monkeypatch.setattr(work, "ENOUGH", 2)
+    common = {"target_new": "piano", "source": "zsre"}
+    asked = [
+        EditRequest(name, "What does {} play?", case_id=i, compare=False, **common) for i, name in enumerate("ABCé")
+    ]
+    for name, known in (("zsre:mine.json", [("What does B play?", "piano"), ("What does C play?", "piano")]),
+                        ("table:mine.json", [])):  # fmt: skip
+        found = work.facts_of(Loaded(name, tuple(asked)), asked[:1], pocket)
+        assert [(fact.prompt, fact.answer) for fact in found] == known
+
+
+@pytest.mark.parametrize(("random", "similar", "trains"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_only_some_fine_tuning_trains_on_facts(random, similar, trains):
+    more = {"random_facts": random, "similar_facts": similar}
+    assert work.trains_on_facts(RunConfig(editor="finetuning", settings=more).plan) is trains
+    assert not work.trains_on_facts(RunConfig().plan)
+
+
 # --- the paper's rows ------------------------------------------------------------------------------------------------
 
 
@@ -436,11 +543,36 @@ def test_beside_the_paper(model, editor, dataset, assist, there):
         assert table["efficacy_success_paper"].notna().any()
 
 
+@pytest.mark.parametrize(
+    ("model", "dataset", "recipe", "protocol", "value"),
+    [
+        ("gpt-j-6b", "counterfact", "FT + Mask + Para", "batch", 100.0),
+        ("gpt2-xl", "counterfact", "FT + Mask + Para + Sim", "single", 98.6),
+        ("gpt-j-6b", "counterfact", "FT + Mask + Para", "sequential", None),
+        ("gpt-j-6b", "counterfact", "", "batch", None),
+        ("pocket-gpt2", "counterfact", "FT", "batch", None),
+    ],
+)
+def test_beside_the_papers_row_of_a_recipe(model, dataset, recipe, protocol, value):
+    result = SimpleNamespace(
+        iterations=pd.DataFrame({"k": [0, 1], "efficacy_success": [0.0, 50.0]}),
+        plan=SimpleNamespace(editor="finetuning", assist=SimpleNamespace(neighbors="off")),
+        protocol=SimpleNamespace(name=protocol),
+    )
+    table = work._beside(SimpleNamespace(name=model), result, dataset, recipe)
+    if value is None:
+        assert table is None
+    else:
+        assert table["efficacy_success"].tolist() == [0.0, 50.0]
+        assert table["efficacy_success_paper"].iloc[1] == value
+        assert table["paper"].str.startswith("arXiv:2402.11078, Table ").all()
+
+
 def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
     monkeypatch.setattr(work, "_beside", lambda *_given: pd.DataFrame({"k": [0, 1], "efficacy_success": [1, 2]}))
     got = bench("--editor", "r-rome", "--set", "steps=1", limit=1)
     assert pd.read_csv(got.out / "beside_paper.csv")["k"].tolist() == [0, 1]
-    assert "are in beside_paper.csv" in got.printed
+    assert "A paper's rows for this model, editor and data set are in beside_paper.csv." in got.printed
 
 
 # --- refusals --------------------------------------------------------------------------------------------------------
@@ -469,6 +601,8 @@ def test_the_rows_beside_ours_are_written_and_told(bench, monkeypatch):
         (on("--iterations", "11"), "iterations is 11, allowed are whole numbers from 1 to 10"),
         (on("--editor", "memitt"), "Unknown editor 'memitt'. Did you mean 'memit'?"),
         (on("--set", "layers=0", "--editor", "rome"), "Unknown setting 'layers'"),
+        (on("--recipe", "ft-mpp", "--editor", "finetuning"), "Unknown recipe of Fine-tuning 'ft-mpp'. Did you mean"),
+        (on("--recipe", "ft-mp"), "Unknown recipe of MEMIT 'ft-mp'"),
         (on("--texts", "nowhere.json"), "nowhere.json is not a readable JSON file"),
         (on(dataset="table:nowhere.csv"), "There is no file 'nowhere.csv'"),
         (on(dataset="table"), "The data set table is not bundled; give a path: table:PATH"),

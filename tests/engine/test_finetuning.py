@@ -320,6 +320,14 @@ def test_enough_ends_an_epoch_early(tiny_models, requests_):
     assert all(not update.dense().any() for update in outcome.delta.updates.values())
 
 
+@pytest.mark.parametrize(("least", "steps"), [(0, 4), (4, 4), (9, 9), (10, 10)])
+def test_few_examples_are_seen_more_often(tiny_models, requests_, least, steps):
+    lm, told = tiny_models("gpt2"), []
+    editor(lm, requests_, replace(PLAIN, least_steps=least)).edit(lm, requests_, told.append)
+    assert len(told) == steps
+    assert told[-1].note == f"epoch {steps} of {steps}"
+
+
 @pytest.mark.parametrize(
     ("schedule", "shares"),
     [("constant", [1, 1, 1, 1]), ("linear", [1, 0.75, 0.5, 0.25]), ("cosine", [1, 0.853553, 0.5, 0.146447])],

@@ -83,13 +83,18 @@ def test_the_table_starts_with_the_unedited_model(told):
 
 def test_the_papers_row_stands_beside_where_there_is_one(told):
     rungs, _ = told
-    assert printed_row("FT + Mask") == {
+    told, row = printed_row("FT + Mask")
+    assert told == "the paper: GPT-J, 10,000 facts at once"
+    assert row == {
         "efficacy_success": 97.1,
         "generalization_success": 62.1,
         "specificity_success": 34.7,
         "score_success": 54.3,
     }
-    assert [bool(printed_row(rung.recipe.label)) for rung in rungs] == [True, True, True, True, False]
+    named = [printed_row(rung.recipe.label)[0].split(",")[0] for rung in rungs]
+    assert named == ["the paper: GPT-J"] * 4 + ["the paper: GPT-2 XL"]
+    assert printed_row(UNEDITED)[1]["score_success"] == 22.4
+    assert printed_row("FT + Mask + Para + Rand, LoRA on layers 3-5") == ("", {})
 
 
 def test_the_chart_has_a_bar_for_every_number(told):

@@ -22,6 +22,7 @@ from editing_core.errors import BadRequest, EditingError
 from editing_core.runs.bundle import pack
 from editing_core.runs.folder import CANCEL, CANCELLED, DONE, FAILED, INTERRUPTED, RUNNING, UNITS, RunFolder
 from editing_core.runs.record import Rounds
+from editing_core.runs.tables import layout, markdown
 from editing_core.session import run_edit
 from editing_core.types import EditRequest, Probe
 from tests.unit.test_datasets import GOOD
@@ -455,3 +456,14 @@ def test_rounds_come_back_through_json(plain):
     told = read_result(plain).rounds
     assert len(told.histories[0]) == SMALL.settings["steps"]
     assert Rounds.of(json.loads(json.dumps(told.to_json()))) == told
+
+
+def test_a_run_of_a_recipe_is_read_back_under_its_name(tmp_path, pocket):
+    few = {"epochs": 1, "paraphrases": 2}
+    config = RunConfig(editor="finetuning", recipe="ft-mp", limit=2, iterations=1, stop="none", settings=few)
+    folder = done(tmp_path, config, pocket)
+    assert folder.head()["result"]["recipe"] == "FT + Mask + Para"
+    run = read_finished(folder)
+    assert (run.editor, run.recipe) == ("finetuning", "FT + Mask + Para")
+    assert "| finetuning: FT + Mask + Para |" in markdown(layout([run]))
+    assert read_result(folder).plan == config.plan

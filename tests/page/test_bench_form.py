@@ -6,10 +6,12 @@ import gradio as gr
 import pytest
 
 from components import bench_form
+from components.bench_tab import BenchTab
 from editing_core.bench.config import RunConfig
 from editing_core.bench.grid import grid_of
 from editing_core.errors import EditingError
 from editing_core.models.catalog import DEFAULT
+from editing_core.registry import editor_row
 from editing_core.settings import shown
 
 HUGE = 10**5000
@@ -46,6 +48,39 @@ def test_what_is_chosen_and_written_becomes_a_grid(form):
     assert {(c.seed, c.limit) for c in grid.cells} == {(3, 7)}
     assert {c.plan.settings.layers for c in grid.cells if c.editor == "pmet"} == {(0, 1)}
     assert grid_of(bench_form.tomllib.loads(text)) == grid
+
+
+RECIPES = ["finetuning:ft-mp", "finetuning:ft"]
+
+
+def test_chosen_recipes_become_runs_of_their_editor(form):
+    more = '[editor."finetuning:ft-mp"]\nsettings = { epochs = 2 }'
+    grid, text = read(form, editors=["memit", "finetuning"], recipes=RECIPES, more=more)
+    # In the paper's order, whichever was chosen first.
+    assert [(c.editor, c.recipe) for c in grid.cells] == [("memit", ""), ("finetuning", "ft"), ("finetuning", "ft-mp")]
+    assert [dict(c.settings) for c in grid.cells] == [{}, {}, {"epochs": 2}]
+    assert grid_of(bench_form.tomllib.loads(text)) == grid
+
+
+@pytest.mark.parametrize("recipes", [None, []])
+def test_without_a_recipe_it_is_the_preset(form, recipes):
+    (cell,) = read(form, editors=["finetuning"], recipes=recipes)[0].cells
+    assert (cell.editor, cell.recipe) == ("finetuning", "")
+
+
+def test_recipes_of_an_editor_that_is_not_chosen_do_not_count(form):
+    assert read(form, recipes=RECIPES) == read(form)
+
+
+def test_the_choice_of_recipes_is_there_for_editors_that_have_some(form):
+    tab = BenchTab(desk=None, visitor=None, model=None)
+    tab.form = form
+    for editors, there in ((["memit"], False), (["memit", "finetuning"], True), ([], False), (None, False), (3, False)):
+        shown = tab.on_editors({form.editors: editors})
+        assert shown[form.recipes].visible is there
+    assert form.recipes.visible is False  # the form opens with MEMIT
+    assert form.recipes in form.inputs
+    assert [label for label, _ in form.recipes.choices] == [r.label for r in editor_row("finetuning").recipes]
 
 
 def test_no_further_settings_may_come_as_nothing(form):
@@ -125,6 +160,13 @@ def test_numbers_out_of_range_are_refused(form, name, given):
 )
 def test_choices_that_are_not_on_offer_are_refused(form, name, given, sentence):
     refused(form, sentence, **{name: given})
+
+
+@pytest.mark.parametrize(
+    "given", [3, "finetuning:ft", ["ft"], ["finetuning:ft"] * 100, [3], [["finetuning:ft"]], DEEP], ids=shown
+)
+def test_recipes_that_are_not_on_offer_are_refused(form, given):
+    refused(form, "recipe", editors=["finetuning"], recipes=given)
 
 
 @pytest.mark.parametrize("name", ["stop", "protocol", "preset", "direction", "eligible", "skip_bad", "generate"])

@@ -106,7 +106,7 @@ def test_comparing_trains_every_recipe_and_shows_them(tab, ladder, host, values)
     for name in LADDER:
         label = next(r.label for r in editor_row("finetuning").recipes if r.name == name)
         assert f"<td>{label}</td>" in done[ladder.table]
-    assert done[ladder.table].count("the paper, GPT-J") == 5  # and the unedited model
+    assert done[ladder.table].count("the paper: GPT-J") == 5  # and the unedited model
     runs = [tab.runs.get(run_id).run for run_id in done[tab.history]]
     assert [run.plan.settings.epochs for run in runs] == [1] * len(LADDER)
     assert len({tuple(run.plan.settings.__dict__.items()) for run in runs}) == len(LADDER)

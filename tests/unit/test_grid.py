@@ -1,9 +1,11 @@
 """Grids: from one file to its cells, and cells that are there already."""
 
+import tomllib
+
 import pytest
 
 from editing_core.bench.config import RunConfig
-from editing_core.bench.grid import Grid, enter, grid_of, read_grid
+from editing_core.bench.grid import Grid, as_toml, enter, grid_of, read_grid
 from editing_core.errors import EditingError
 from editing_core.runs.folder import CANCELLED, DONE, QUEUED, RunFolder
 
@@ -43,6 +45,52 @@ def test_a_file_describes_every_combination(tmp_path, name, text):
     assert len({c.key for c in cells}) == 8
 
 
+RECIPES = """
+editors = ["memit", "finetuning", "finetuning:ft-m", "finetuning:ft-mp"]
+trials = 2
+[common]
+limit = 20
+iterations = 3
+settings = { steps = 9 }
+[editor.finetuning]
+iterations = 1
+settings = { epochs = 2, rate = 0.01 }
+[editor."finetuning:ft-mp"]
+settings = { rate = 0.02 }
+stop = "none"
+"""
+
+
+def test_an_editor_may_come_with_several_recipes(tmp_path):
+    """One table is for all of an editor's cells, and one more for a recipe's, whose settings join the others."""
+    (tmp_path / "grid.toml").write_text(RECIPES, encoding="utf-8")
+    cells = read_grid(tmp_path / "grid.toml").cells
+    assert [(c.editor, c.recipe, c.trial) for c in cells] == [
+        (*editor, trial)
+        for editor in (("memit", ""), ("finetuning", ""), ("finetuning", "ft-m"), ("finetuning", "ft-mp"))
+        for trial in (0, 1)
+    ]
+    assert [c.settings for c in cells[::2]] == [
+        {"steps": 9}, {"epochs": 2, "rate": 0.01}, {"epochs": 2, "rate": 0.01}, {"epochs": 2, "rate": 0.02}
+    ]  # fmt: skip
+    assert [(c.iterations, c.stop) for c in cells[::2]] == [(3, ""), (1, ""), (1, ""), (1, "none")]
+    assert {c.limit for c in cells} == {20}
+    assert len({c.key for c in cells}) == len(cells)
+
+
+def test_recipes_come_back_from_the_text_of_a_grid(tmp_path):
+    values = tomllib.loads(RECIPES)
+    (tmp_path / "again.toml").write_text(as_toml(values), encoding="utf-8")
+    assert tomllib.loads(as_toml(values)) == values
+    assert read_grid(tmp_path / "again.toml") == grid_of(values)
+    assert '[editor."finetuning:ft-mp"]' in as_toml(values)
+
+
+def test_a_recipe_may_be_any_cells_key_too():
+    (cell,) = grid_of({"editors": ["finetuning"], "common": {"recipe": "ft-mp"}}).cells
+    assert cell == grid_of({"editors": ["finetuning:ft-mp"]}).cells[0]
+
+
 def test_an_empty_grid_is_one_run():
     assert grid_of({}).cells == (RunConfig(seed=0),)
     assert [c.seed for c in grid_of({"trials": 2, "common": {"seed": 5}}).cells] == [5, 5]
@@ -62,6 +110,12 @@ def test_an_empty_grid_is_one_run():
         ({"common": {"limt": 3}}, "pocket-gpt2, memit, pocket-facts: Unknown key 'limt'. Did you mean 'limit'"),
         ({"editor": {"pmet": {}}}, "editor.pmet is for no cell"),
         ({"editor": {"memit": 3}}, "editor.memit is 3"),
+        ({"editors": ["finetuning:ft-mpp"]}, "pocket-gpt2, finetuning:ft-mpp, pocket-facts: .*Did you mean 'ft-mp'"),
+        ({"editors": ["finetuning:"]}, "Unknown editor 'finetuning:'. Did you mean 'finetuning'"),
+        ({"editors": ["memit:ft"]}, "Unknown recipe of MEMIT 'ft'"),
+        ({"editors": ["finetuning:ft", "finetuning:ft"]}, "names something twice"),
+        ({"editors": ["finetuning:ft"], "editor": {"finetuning:ft-m": {}}}, "editor.finetuning:ft-m is for no cell"),
+        ({"editors": ["finetuning:ft"], "editor": {"finetuning:ft": 3}}, "editor.finetuning:ft is 3"),
         ({"neighbors": ["no"]}, "neighbors is 'no'"),
         ({"models": [str(i) for i in range(20)], "trials": 1000}, "20,000 runs"),
     ],

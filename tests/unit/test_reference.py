@@ -2,13 +2,15 @@
 
 import math
 import re
+from itertools import product
 
 import pandas as pd
 import pytest
 
 from editing_core import paths
+from editing_core.editors.recipes import RECIPES
 from editing_core.evaluation.metrics import CARDS
-from editing_core.evaluation.reference import COLUMNS, METRICS, beside, compare, tables
+from editing_core.evaluation.reference import COLUMNS, FINETUNING, METRICS, UNDEREDIT, beside, compare, tables
 
 FOLDER = paths.assets() / "reference"
 
@@ -121,8 +123,9 @@ def test_compare_lays_the_paper_beside_the_run():
     run = pd.DataFrame(
         {"k": [0, 1, 2], "score_success": [10.0, 80.0, 85.0], "delta_ppl": [None, 5.0, 1.0], "other": [1, 2, 3]}
     )
-    both = compare(run, "gpt2-xl", "memit", "counterfact")
+    both = compare(run, beside("gpt2-xl", "memit", "counterfact"))
     assert both["k"].tolist() == [0, 1, 2]
+    assert both["paper"].tolist() == [f"{UNDEREDIT}, Table 6"] * 3
     assert both["score_success"].tolist() == [10.0, 80.0, 85.0]
     assert both["score_success_paper"].tolist() == [31.33, 83.00, 89.67]
     assert both["delta_ppl_paper"].tolist()[1:] == [11359.60, 77.12]
@@ -134,15 +137,98 @@ def test_compare_lays_the_paper_beside_the_run():
 
 def test_compare_with_a_run_longer_than_the_paper_or_not_in_it():
     run = pd.DataFrame({"k": range(8), "collapse_ppl": 50.0})
-    both = compare(run, "gpt2-xl", "memit", "counterfact")
+    both = compare(run, beside("gpt2-xl", "memit", "counterfact"))
     assert len(both) == 8
     assert both["collapse_ppl_paper"][5] == 63.28
     assert math.isnan(both["collapse_ppl_paper"][6])
-    alone = compare(run, "pocket-gpt2", "memit", "counterfact")
+    alone = compare(run, beside("pocket-gpt2", "memit", "counterfact"))
     assert alone["collapse_ppl"].tolist() == [50.0] * 8
     assert alone["collapse_ppl_paper"].isna().all()
-    assert alone["note"].tolist() == [""] * 8
+    assert alone["note"].tolist() == alone["paper"].tolist() == [""] * 8
     assert list(alone.columns) == list(both.columns)
+
+
+RAND = "FT + Mask + Para + Rand"
+
+
+def recipe(label, model="gpt-j-6b", dataset="counterfact", protocol="batch"):
+    return beside(model, "finetuning", dataset, recipe=label, protocol=protocol)
+
+
+@pytest.mark.parametrize(
+    ("asked", "table", "metric", "values"),
+    [
+        ((RAND,), 2, "efficacy_success", [15.2, 98.8]),
+        ((RAND,), 2, "specificity_success", [83.5, 72.0]),
+        ((RAND,), 2, "fluency", [622.4, 352.0]),  # Table 4
+        (("FT (single layer)",), 2, "score_success", [22.4, 60.5]),
+        (("FT-W",), 2, "generalization_success", [17.7, 77.0]),
+        (("FT + Mask", "gpt-j-6b", "zsre"), 2, "efficacy_accuracy", [26.4, 97.6]),
+        (("FT + Mask", "gpt-j-6b", "zsre"), 2, "specificity_gold", [27.0, 32.9]),
+        ((f"{RAND} + Wikipedia loss",), 4, "fluency", [622.4, 609.2]),
+        ((RAND, "gpt2-xl"), 5, "generalization_success", [24.1, 86.5]),
+        ((f"{RAND}, without LoRA", "gpt2-xl"), 5, "score_success", [29.9, 86.9]),
+        (("FT + Mask + Para, layers 3-5",), 6, "efficacy_success", [15.2, 100.0]),
+        ((f"{RAND} of 10", "gpt-j-6b", "knowedit"), 8, "generalization_accuracy", [34.5, 84.6]),
+        (("FT + Mask + Para + Sim", "gpt2-xl", "counterfact", "single"), 3, "score_success", [30.5, 83.1]),
+        (("FT (ROME's baseline)", "gpt2-xl", "counterfact", "single"), 3, "consistency", [31.9, 40.5]),  # Table 9
+        (("FT-L", "gpt2-xl", "zsre", "single"), 3, "efficacy_accuracy", [22.2, 92.3]),
+    ],
+)
+def test_a_recipe_has_its_row_after_the_unedited_model(asked, table, metric, values):
+    rows = recipe(*asked)
+    assert rows["k"].tolist() == [0, 1]
+    assert rows["editor"].tolist() == ["unedited", "finetuning"]
+    assert rows["recipe"].tolist() == ["", asked[0]]
+    assert rows[metric].tolist() == values
+    assert rows["table"].iloc[1] == table
+    assert set(rows["source"]) == {FINETUNING}
+
+
+def test_what_the_paper_counts_otherwise_stands_in_the_note():
+    zsre = recipe(RAND, dataset="zsre").iloc[1]
+    assert zsre["note"] == "Also printed, without a counterpart here: score 62.0"
+    assert math.isnan(zsre["score_accuracy"])
+    assert recipe("FT", dataset="knowedit").iloc[1]["note"].endswith("here: locality 44.5, score 55.8")
+    assert recipe(RAND)["note"].tolist() == ["", ""]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("",),
+        ("ROME",),
+        (RAND, "pocket-gpt2"),
+        (RAND, "gpt-j-6b", "pocket-facts"),
+        (RAND, "gpt-j-6b", "counterfact", "single"),
+        (RAND, "gpt-j-6b", "counterfact", "sequential"),
+        (f"{RAND} + DPO", "gpt-j-6b", "zsre"),  # the paper prints a dash
+        (f"{RAND}, LoRA on layers 3-5",),  # ours
+    ],
+)
+def test_recipes_without_a_row(asked):
+    rows = recipe(*asked)
+    assert rows.empty
+    assert list(rows.columns) == COLUMNS
+
+
+def test_only_batches_of_other_editors_have_rows():
+    assert not beside("gpt2-xl", "memit", "counterfact", protocol="batch").empty
+    assert beside("gpt2-xl", "memit", "counterfact", protocol="single").empty
+    assert beside("gpt-j-6b", "memit", "counterfact", recipe="FT").empty
+
+
+def test_every_printed_recipe_is_found_by_the_label_it_has_here():
+    labels = {r.label for r in RECIPES} - {f"{RAND}, LoRA on layers 3-5"}
+    found = {
+        label
+        for label in labels
+        for model, dataset, protocol in product(
+            ("gpt-j-6b", "gpt2-xl"), ("counterfact", "zsre", "knowedit"), ("batch", "single")
+        )
+        if not recipe(label, model, dataset, protocol).empty
+    }
+    assert found == labels
 
 
 def test_short_tables_repeat_rows_of_the_full_ones():

@@ -100,6 +100,41 @@ def test_what_differs_in_more_than_the_trial_stays_apart():
     ]
 
 
+LADDER = ("FT", "FT + Mask", "FT + Mask + Para", "FT + Mask + Para + Rand", "FT + Mask + Para + Sim")
+
+
+def test_recipes_of_one_editor_are_rows_as_in_their_papers_table():
+    runs = [
+        run(15.0, 80.0 + i, editor="finetuning", metric="efficacy_success", recipe=label, variant=label, trial=trial)
+        for i, label in enumerate(LADDER)
+        for trial in (0, 1)
+    ]
+    table = layout(runs, "chosen")
+    assert table["recipe"].tolist() == ["", *LADDER]
+    assert table["editor"].tolist() == ["unedited"] + 5 * ["finetuning"]
+    assert table["n"].tolist() == 6 * [2]
+    assert not table["name"].any()
+    rows = body(markdown(table))
+    assert [row["Editor"] for row in rows] == ["unedited", *(f"finetuning: {label}" for label in LADDER)]
+    assert "Variant" not in rows[0]
+    assert all(label in html(table) and label in latex(table) for label in LADDER)
+    assert pd.read_csv(io.StringIO(csv(table)))["recipe"].tolist()[1:] == [*LADDER]
+
+
+def test_a_recipe_and_its_editors_own_settings_are_told_apart():
+    runs = [
+        run(0.0, 1.0, editor="finetuning", assist="NA"),
+        run(0.0, 2.0, editor="finetuning", assist="NA", recipe="FT", variant="FT"),
+        run(0.0, 3.0, editor="finetuning", assist="NA", recipe="FT", variant="FT, epochs 2"),
+    ]
+    rows = body(markdown(layout(runs)))[1:]
+    assert [(row["Editor"], row["Variant"]) for row in rows] == [
+        ("finetuning + NA", ""),
+        ("finetuning: FT + NA", "FT"),
+        ("finetuning: FT + NA", "FT, epochs 2"),
+    ]
+
+
 def test_a_trial_counts_once_in_the_unedited_row():
     runs = [run(0.0, 1.0), run(0.0, 1.0, editor="pmet"), run(6.0, 1.0, editor="pmet", trial=1)]
     first = layout(runs).iloc[0]

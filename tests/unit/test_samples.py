@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from editing_core.bench.config import RunConfig
 from editing_core.bench.index import Index, entry_of
 from editing_core.bench.report import report
 from editing_core.bench.stored import read_cases, read_finished, read_result
@@ -33,6 +34,17 @@ def test_a_sample_is_listed_shown_compared_and_carried(folder, tmp_path):
     assert [found.id for found in Index(tmp_path / "runs").entries()] == ["imported-run"]
     cases, chosen = read_cases(folder)
     assert (len(cases), chosen) == (4, 2)
+
+
+@pytest.mark.parametrize("folder", ALL, ids=lambda folder: folder.id)
+def test_a_sample_is_found_again_by_whoever_asks_for_the_same(folder):
+    """A key is made of what was stored: fields that came later must not change it."""
+    stored = folder.head()["config"]
+    config = RunConfig.of(stored)
+    assert config.to_json() == stored
+    assert config.key == "f884a21b55410af1"
+    assert (config.recipe, read_finished(folder).recipe) == ("", "")
+    assert config.name == "pocket-gpt2, memit, pocket-facts, trial 0, N 2, iterations 2, stop none, steps 6"
 
 
 def test_a_sample_with_records_opens():

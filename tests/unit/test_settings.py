@@ -4,13 +4,14 @@ So is a configuration of a run, whose name tells it from others.
 """
 
 import math
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from editing_core.bench.config import MOST_NAME, RunConfig
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.pmet import PmetSettings
+from editing_core.editors.recipes import RECIPES
 from editing_core.editors.rome import RomeSettings
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
@@ -232,9 +233,64 @@ OTHER = {
 
 
 def test_every_key_of_a_run_is_told():
-    """A chunk has a meaning in one protocol only, where it is told."""
-    assert OTHER.keys() | {"chunk"} == {f.name for f in fields(RunConfig)}
+    """A chunk has a meaning in one protocol only, where it is told; a recipe in one editor."""
+    assert OTHER.keys() | {"chunk", "recipe"} == {f.name for f in fields(RunConfig)}
     assert len({replace(PLAIN, **{key: value}).name for key, value in OTHER.items()} | {NAME}) == len(OTHER) + 1
+
+
+def tuned(recipe="", **more):
+    return RunConfig(editor="finetuning", recipe=recipe, **more)
+
+
+def test_a_recipe_is_the_preset_changed_and_settings_change_that():
+    row = editor_row("finetuning")
+    assert tuned("ft-mp").plan.settings == row.preset("pocket-gpt2", recipe="ft-mp").settings
+    assert tuned().plan.settings == row.preset("pocket-gpt2").settings != tuned("ft-mp").plan.settings
+    both = tuned("ft-mp", settings={"epochs": 2, "paraphrases": 3}).plan.settings
+    assert (both.mask, both.random_facts, both.epochs, both.paraphrases) == (True, 0, 2, 3)
+
+
+def test_a_recipe_is_told_by_its_label_and_not_by_its_settings():
+    assert tuned("ft-mp").name == "pocket-gpt2, finetuning: FT + Mask + Para, pocket-facts, trial 0"
+    assert tuned("ft-mp").variant == "FT + Mask + Para"
+    assert tuned("ft-mp", settings={"epochs": 2}, stop="none").variant == "FT + Mask + Para, stop none, epochs 2"
+    assert tuned("ft", assist={"neighbors": "na"}).name.startswith("pocket-gpt2, finetuning: FT + NA, pocket-facts")
+    assert len({tuned(recipe.name).variant for recipe in RECIPES}) == len(RECIPES)
+    assert len({tuned(recipe.name).key for recipe in RECIPES} | {tuned().key}) == len(RECIPES) + 1
+
+
+def test_the_same_settings_without_the_recipes_name_are_the_same_method():
+    """Otherwise trials of one method would stand apart, by how their runs were asked for."""
+    preset = editor_row("finetuning").preset("pocket-gpt2", recipe="ft-m").settings
+    assert tuned(settings=asdict(preset)).variant == tuned("ft-m").variant == "FT + Mask"
+    assert tuned().variant == tuned("ft-mpr").variant == "FT + Mask + Para + Rand"
+    assert tuned(settings={"epochs": 2}).variant == "epochs 2"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"editor": "finetuning", "recipe": "ft-mpp"}, "Unknown recipe of Fine-tuning 'ft-mpp'. Did you mean 'ft-mp'?"),
+        ({"editor": "memit", "recipe": "ft"}, "Unknown recipe of MEMIT 'ft'"),
+        ({"editor": "finetuning", "recipe": ["ft"]}, "recipe must be text"),
+        ({"editor": "finetuning", "recipe": None}, "recipe must be text"),
+    ],
+)
+def test_a_recipe_that_the_editor_has_not_is_refused(values, message):
+    with pytest.raises(BadSetting, match=f"^run 1: {message}"):
+        RunConfig.of(values, "run 1")
+
+
+@pytest.mark.parametrize("recipe", ["", "ft-mp"])
+def test_a_configuration_with_or_without_a_recipe_comes_back(recipe):
+    config = tuned(recipe)
+    assert ("recipe" in config.to_json()) == bool(recipe)
+    assert RunConfig.of(config.to_json()) == config
+
+
+def test_runs_without_a_recipe_keep_the_key_they_are_stored_with():
+    assert RunConfig().key == "0ab7eafe3910f045"
+    assert tuned("ft-mp").key != tuned().key
 
 
 def test_a_long_name_ends_with_what_only_this_run_has():

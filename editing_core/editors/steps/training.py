@@ -52,13 +52,15 @@ class Loss:
 class Course:
     """How long and with which optimiser.
 
-    batch: examples per step. enough: a batch whose loss is below it is passed over, an epoch whose mean is ends the
-    training. bound: how far an entry may move from where it began; 0 is off.
+    batch: examples per step. least_steps: more epochs are taken until there are so many. enough: a batch whose loss is
+    below it is passed over, an epoch whose mean is ends the training. bound: how far an entry may move from where it
+    began; 0 is off.
     """
 
     rate: float
     epochs: int
     batch: int
+    least_steps: int = 0
     optimiser: str = "adamw"
     schedule: str = "cosine"
     warmup: float = 0.0
@@ -81,17 +83,18 @@ class Trainer:
         """All epochs. Cancelled, raised by `watch`, passes through; NotFinite when the loss is no number."""
         c = self.course
         per_epoch = math.ceil(len(items) / c.batch)
-        self.total = per_epoch * c.epochs
+        epochs = max(c.epochs, math.ceil(c.least_steps / per_epoch))
+        self.total = per_epoch * epochs
         kind = OPTIMISERS[c.optimiser]
         self.optimiser = kind(self.weights.parameters, lr=c.rate, weight_decay=c.decay)
         self.scheduler = LambdaLR(self.optimiser, self._share)
         self.weights.dropout(True)
-        for epoch in range(c.epochs):
+        for epoch in range(epochs):
             losses = []
             for some, beside in self._batches(items, texts, per_epoch):
                 terms = self._take(some, beside)
                 losses.append(terms["loss"])
-                note = f"epoch {epoch + 1} of {c.epochs}"
+                note = f"epoch {epoch + 1} of {epochs}"
                 watch(Step("train", len(self.history), self.total, terms=terms, note=note))
             if sum(losses) / len(losses) < c.enough:
                 break
