@@ -23,6 +23,7 @@ from editing_core.editors.recipes import Recipe
 from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadRequest, BadSetting, EditingError
 from editing_core.evaluation.consistency import bundled_references
+from editing_core.models.adapter import save_adapter
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS, editor_row
@@ -104,6 +105,7 @@ def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--neighbor", action="append", default=[], metavar="PROMPT=ANSWER", help="may be repeated")
     parser.add_argument("--generate", action="store_true", help="also fluency and consistency of generated texts")
     parser.add_argument("--json", metavar="PATH", help="write the result as JSON; - prints it instead of the table")
+    parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="write the edit as a LoRA adapter for peft")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the figures into one self-contained file")
     add_plan(parser, iterations=5)
     parser.set_defaults(command=_edit)
@@ -149,6 +151,8 @@ def _edit(options: argparse.Namespace) -> None:
         _print_result(result)
         if options.json:
             write_text(Path(options.json), json.dumps(result.to_json(), indent=1))
+    if options.adapter:
+        save_adapter(lm, result.delta_at(result.chosen), options.adapter)
     if options.html:
         _write_html(lm, result, options.html)
 

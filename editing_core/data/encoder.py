@@ -90,9 +90,7 @@ def neighbor_distances(encoder: Encoder, request: EditRequest) -> dict[str, floa
 
 _lock = threading.Lock()
 _sentence_encoders: dict[str, Encoder | str] = {}  # by source; the reason where it could not be loaded
-_own: weakref.WeakKeyDictionary[LanguageModel, tuple[Tensor, dict[str, Tensor]]] = (
-    weakref.WeakKeyDictionary()
-)
+_own: weakref.WeakKeyDictionary[LanguageModel, tuple[Tensor, dict[str, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def encoder_of(lm: LanguageModel, own: bool = False) -> Encoder:

@@ -6,12 +6,14 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 
 from editing_core import cli, cli_plan
 from editing_core.data.examples import load_examples
 from editing_core.editors.steps.covariance import Corpus
 from editing_core.models.catalog import CATALOG
 from editing_core.models.delta import WeightDelta
+from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS
 from tests.conftest import pocket_tokenizer, tiny_model
 
@@ -373,3 +375,25 @@ def test_a_model_name_that_is_neither_known_nor_a_folder(capsys):
     for name in ("../secrets", "/no/such/folder", "a/../b", ""):
         assert cli.run(edit(model=name)) == 2
         assert "Unknown model" in capsys.readouterr().err
+
+
+def test_the_edit_as_an_adapter(capsys, pocket, tmp_path):
+    """Any editor's low-rank edit, read back by peft alone."""
+    from peft import PeftModel
+
+    folder = tmp_path / "adapter"
+    assert cli.run([*edit(iterations="1"), "--adapter", str(folder)]) == 0
+    assert "edited" in capsys.readouterr().out
+    batch = pocket.batch([pocket.tokenizer("Fanny Davies plays the instrument called")["input_ids"]])
+    plain = LanguageModel.load("pocket-gpt2").model
+    with torch.no_grad():
+        logits = PeftModel.from_pretrained(plain, str(folder)).eval()(input_ids=batch.ids).logits[0, -1]
+    assert pocket.tokenizer.decode(int(logits.argmax())).strip() == "guitar"
+
+
+def test_whole_weights_are_no_adapter(capsys, tmp_path):
+    options = ["--recipe", "ft-down", "--iterations", "1", "--editor", "finetuning"]
+    assert cli.run([*edit(), *options, "--adapter", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr()
+    assert "no product of two thin matrices" in told.err
+    assert "guitar" in told.out  # what was found is told all the same
