@@ -19,6 +19,7 @@ import gradio as gr
 from components import header, progress_view, visitor
 from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
+from components.jobs import Jobs
 from components.ladder import Ladder
 from components.runs_tab import RunsTab
 from editing_core import paths
@@ -43,6 +44,7 @@ LAUNCH: dict[str, Any] = {
 }
 # The file was named in the answer that has just arrived; the link has to be drawn before it can be followed.
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#runs-file')?.click(), 300)"
+PATIENCE = 600.0  # seconds that one visitor of a public page may keep the model
 UPLOADS = {False: "512mb", True: "5mb"}  # the largest file taken, by whether the page is public
 
 
@@ -68,7 +70,7 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     kept = (600, 3600) if desk.public else (3600, 86400)  # seconds: how often to look, and how old files may be
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=kept, fill_width=True) as page:
         top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
-        edit = EditTab(host, store, top)
+        edit = EditTab(host, store, top, jobs=Jobs(PATIENCE if desk.public else None))
         ladder = Ladder(edit)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
         with gr.Tabs(selected="edit") as tabs:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from typing import Any
 
-from editing_core.errors import Cancelled
+from editing_core.errors import BadRequest, Cancelled
 from editing_core.types import Step, Watch
 
 INTERVAL = 1.0  # seconds within which a handler yields, so that a cancel reaches it soon
@@ -52,9 +52,13 @@ class ModelThread:
 
 
 class Job:
-    """Runs `work(watch)` in the models' thread. `result` or `error` is set when `done`."""
+    """Runs `work(watch)` in the models' thread. `result` or `error` is set when `done`.
 
-    def __init__(self, work: Work, thread: ModelThread) -> None:
+    limit: seconds after which the work is refused, none for as long as it takes.
+    """
+
+    def __init__(self, work: Work, thread: ModelThread, limit: float | None = None) -> None:
+        self.limit = limit
         self.id = secrets.token_urlsafe(12)
         self.result: Any = None
         self.error: BaseException | None = None
@@ -113,6 +117,11 @@ class Job:
     def _watch(self, step: Step) -> None:
         if self._stop.is_set():
             raise Cancelled
+        if self.limit and self.seconds > self.limit:
+            raise BadRequest(
+                f"The work was stopped after {self.limit:g} seconds, the most this page gives to one; ask for less, or "
+                "run EditScope on a machine of your own."
+            )
         while True:
             try:
                 return self._steps.put_nowait(step)
@@ -133,16 +142,16 @@ class Job:
 
 
 class Jobs:
-    """The jobs now running, so that Stop finds the one of its own page by an unguessable id."""
+    """The jobs now running, so that Stop finds the one of its own page by an unguessable id. limit: as in `Job`."""
 
-    def __init__(self) -> None:
-        self.thread = ModelThread()
+    def __init__(self, limit: float | None = None) -> None:
+        self.thread, self.limit = ModelThread(), limit
         self._running: dict[str, Job] = {}
         self._lock = threading.Lock()
 
     def start(self, work: Work) -> Job:
         """Start and list a job."""
-        job = Job(work, self.thread)
+        job = Job(work, self.thread, self.limit)
         with self._lock:
             self._running[job.id] = job
         return job

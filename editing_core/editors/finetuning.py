@@ -117,7 +117,7 @@ class FineTuningSettings(Settings):
     decay_by_count: bool = setting(False, "FT-W: weight decay times N^-0.870 e^0.156 for N edits", group=TRAINING)
     clip: float = setting(1.0, "Largest norm of a gradient; 0 is off", 0.0, 1000.0, group=TRAINING)
     bound: float = setting(
-        0.0, "FT-L: how far a weight may move from where it was; 0 is off, and so it is with an adapter", 0.0, 1.0,
+        0.0, "FT-L: how far a weight may move from where it was; 0 is off, as it must be with an adapter", 0.0, 1.0,
         group=TRAINING,
     )  # fmt: skip
     enough: float = setting(

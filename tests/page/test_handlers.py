@@ -2,6 +2,7 @@
 
 import json
 import threading
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,11 +11,13 @@ import pandas as pd
 import pytest
 from gradio_client import Client
 
+import app
 from components import edit_form, header, progress_view, result_html, result_view, runs_view
 from components.files import Files
 from components.jobs import Jobs
 from components.run_store import RunStore, StoredRun
 from editing_core import charts
+from editing_core.bench.desk import Desk, Limits
 from editing_core.data.examples import example
 from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
@@ -113,6 +116,28 @@ def test_the_store_keeps_no_more_bytes_than_it_may(run):
     small = RunStore(room=1)
     small.add(StoredRun(run))
     assert small.get(run.id) is not None  # the newest stays, whatever it takes
+
+
+def test_work_that_takes_longer_than_the_page_gives_is_refused():
+    def endless(watch):
+        while True:
+            watch(Step("train", 1, 2))
+
+    job = Jobs(limit=0.05).start(endless)
+    job.wait(20)
+    assert job.done
+    assert "stopped after 0.05 seconds" in str(job.error)
+    quick = Jobs(limit=1000.0).start(lambda watch: watch(Step("train", 1, 2)) or "done")
+    quick.wait(20)
+    assert quick.result == "done"
+
+
+def test_only_a_public_page_has_a_limit(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        public = app.assemble(desk=Desk(tmp_path, Limits())).edit
+        assert public.jobs.limit == app.PATIENCE
+        assert app.assemble(desk=Desk(tmp_path)).edit.jobs.limit is None
 
 
 def test_a_slow_reader_loses_the_oldest_steps_only():

@@ -168,7 +168,7 @@ class _Terms:
         if loss.apart:
             self.weights = {False: 1 / max(1, own), True: loss.assist / max(1, beside)}
         else:
-            whole = own + loss.assist * beside
+            whole = own + loss.assist * beside or 1.0  # neighbors of no weight may be alone in a batch
             self.weights = {False: 1 / whole, True: loss.assist / whole}
 
     def of_items(self, lm: LanguageModel, items: Sequence[Item]) -> Tensor:
@@ -217,7 +217,10 @@ class _Terms:
 
 
 def thinned(history: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
-    """At most MOST_POINTS entries: means over neighboring steps, of the terms that are in all entries."""
+    """At most MOST_POINTS entries: means over successive steps; a term that is missing keeps its last value.
+
+    Terms that are missing in the beginning are left out.
+    """
     size = math.ceil(len(history) / MOST_POINTS) or 1
     groups = [history[i : i + size] for i in range(0, len(history), size)]
     names = [name for name in dict.fromkeys(n for entry in history for n in entry)]
