@@ -6,6 +6,7 @@ thousand facts: what masking, paraphrases and unedited facts buy.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from math import isnan
 
 import pandas as pd
 
@@ -42,11 +43,16 @@ class Rung:
 
 
 def rung_plan(plan: EditPlan, model: str, recipe: str) -> EditPlan:
-    """The plan with the recipe's ingredients; weights and training are the plan's own, or the preset's."""
-    preset = editor_row(EDITOR).preset(model, recipe=recipe).settings
+    """The plan with the recipe's ingredients and all else the recipe sets; the rest is the plan's own, or the preset's.
+
+    UnknownName for an unknown recipe.
+    """
+    row = editor_row(EDITOR)
+    preset = row.preset(model, recipe=recipe).settings
     settings = preset
     if isinstance(plan.settings, FineTuningSettings):
-        names = [f.name for f in fields(preset) if f.metadata["group"] == INGREDIENTS]
+        own = next(known.of(model) for known in row.recipes if known.name == recipe)
+        names = [f.name for f in fields(preset) if f.metadata["group"] == INGREDIENTS or f.name in own]
         settings = replace(plan.settings, **{name: getattr(preset, name) for name in names})
     return replace(plan, editor=EDITOR, settings=settings, stop=StopSettings(iterations=1, stop="none"))
 
@@ -102,5 +108,7 @@ def printed_row(recipe: str) -> tuple[str, dict[str, float]]:
         rows = beside(model, EDITOR, "counterfact", recipe=wanted, protocol=protocol)
         rows = rows[rows["k"] == (0 if recipe == UNEDITED else 1)]
         if len(rows):
-            return told.format(int(rows["n_edits"].iloc[0])), {name: float(rows[name].iloc[0]) for name in SUCCESSES}
+            numbers = {name: float(rows[name].iloc[0]) for name in (*SUCCESSES, "fluency", "consistency")}
+            told_numbers = {name: value for name, value in numbers.items() if not isnan(value)}
+            return told.format(int(rows["n_edits"].iloc[0])), told_numbers
     return "", {}

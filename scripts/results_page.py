@@ -145,7 +145,7 @@ def _finetuning(found: dict[str, dict]) -> list[str]:
         "",
         *FINETUNING_INTRO.format(threads=threads).splitlines(),
     ]
-    lines += ["", "    python -m scripts.measure_finetuning", "    python -m scripts.measure_finetuning --alone 40"]
+    lines += ["", "    python -m scripts.measure_finetuning", "    python -m scripts.measure_finetuning --alone 20"]
     heads = {"together": "### {} records at once", "alone": "### {} records, each alone, means"}
     for key, head in heads.items():
         if key in found:

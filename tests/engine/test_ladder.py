@@ -47,6 +47,14 @@ def test_a_rung_has_the_recipes_ingredients_and_the_plans_training():
     assert (own.stop.iterations, own.stop.stop) == (1, "none")
 
 
+def test_what_a_recipe_sets_beside_its_ingredients_counts_too():
+    own = rung_plan(plan(), "pocket-gpt2", "ft-l").settings
+    assert (own.lora, own.where, own.layers, own.bound, own.optimiser) == (False, "down", (0,), 5e-4, "adam")
+    assert own.rank == 4
+    layers = rung_plan(plan(), "pocket-gpt2", "ft-mpr-3-5").settings
+    assert (layers.lora, layers.where, layers.layers, layers.rate) == (False, "blocks", (1, 2), SHORT.rate)
+
+
 def test_another_editors_plan_gives_the_preset():
     own = rung_plan(EditPlan("memit", MemitSettings(), StopSettings(), 5), "pocket-gpt2", "ft-m")
     assert own.settings == editor_row("finetuning").preset("pocket-gpt2", recipe="ft-m").settings
@@ -90,6 +98,8 @@ def test_the_papers_row_stands_beside_where_there_is_one(told):
         "generalization_success": 62.1,
         "specificity_success": 34.7,
         "score_success": 54.3,
+        "fluency": 563.6,
+        "consistency": 6.1,
     }
     named = [printed_row(rung.recipe.label)[0].split(",")[0] for rung in rungs]
     assert named == ["the paper: GPT-J"] * 4 + ["the paper: GPT-2 XL"]
