@@ -54,7 +54,9 @@ def rung_plan(plan: EditPlan, model: str, recipe: str) -> EditPlan:
         own = next(known.of(model) for known in row.recipes if known.name == recipe)
         names = [f.name for f in fields(preset) if f.metadata["group"] == INGREDIENTS or f.name in own]
         settings = replace(plan.settings, **{name: getattr(preset, name) for name in names})
-    return replace(plan, editor=EDITOR, settings=settings, stop=StopSettings(iterations=1, stop="none"))
+    # No guard: a recipe that breaks the model is to be seen as what it is.
+    stop = StopSettings(iterations=1, stop="none", collapse_factor=0.0)
+    return replace(plan, editor=EDITOR, settings=settings, stop=stop)
 
 
 def run_ladder(

@@ -23,7 +23,7 @@ from editing_core.data.datasets import load_dataset, sample
 from editing_core.editors.recipes import LADDER
 from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.consistency import bundled_references
-from editing_core.ladder import ladder_table, run_ladder
+from editing_core.ladder import UNEDITED, ladder_table, run_ladder
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
@@ -64,7 +64,11 @@ def _plan(lm: LanguageModel) -> EditPlan:
 
 def _kept(rows: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Rows by recipe, the new ones in place of the old."""
-    merged = {row["recipe"]: row for row in rows} | {row["recipe"]: _plain(row) for row in new}
+    merged = {row["recipe"]: row for row in rows}
+    for row in map(_plain, new):
+        told = {name: value for name, value in row.items() if value is not None}
+        # The unedited model is measured each time, but not each time with texts.
+        merged[row["recipe"]] = merged.get(row["recipe"], row) | told if row["recipe"] == UNEDITED else row
     labels = ["unedited", *(recipe.label for recipe in editor_row("finetuning").recipes)]
     return sorted(merged.values(), key=lambda row: labels.index(row["recipe"]))
 

@@ -18,6 +18,8 @@ OWN = {
     "alphaedit": {**SMALL, "threshold": 0.5, "relative": True, "ridge": 0.1},
     "rome": {**{k: v for k, v in SMALL.items() if k != "layers"}, "layer": 1, "covariance_floor": 1e-3},
 }
+# What training needs instead: an adapter of rank 2 on the down-projections of two layers.
+TRAINED = {"where": "down", "rank": 2, "alpha": 4.0, "rate": 1e-2, "epochs": 4, "paraphrases": 2, "random_facts": 0}
 EVALUATOR = Evaluator(("The weather was fine, and therefore we went home.", "The river runs through the old city."))
 
 

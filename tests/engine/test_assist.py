@@ -24,6 +24,7 @@ from editing_core.models.tokens import continuation, subject_last
 from editing_core.registry import EDITORS
 from editing_core.types import EditRequest, Probe
 from tests.conftest import FAMILIES, bit_equal, snapshot, tiny_model
+from tests.engine.conftest import TRAINED
 from tests.engine.test_targets import uneven_threshold
 
 SETTINGS = TargetSettings(steps=6, rate=0.3, relative_rate=True, stop_below=0.0, clamp=4.0)
@@ -336,7 +337,8 @@ def build(name, lm, store, corpus, assist):
     """An editor of this name with small settings, statistics included."""
     row = EDITORS[name]
     known = {f.name for f in fields(row.settings_class)}
-    settings = row.settings_class().changed({name: value for name, value in TINY.items() if name in known})
+    wanted = {**TINY, **TRAINED} if name == "finetuning" else TINY
+    settings = row.settings_class().changed({name: value for name, value in wanted.items() if name in known})
     store.collect(lm, list(row.layers(settings)), corpus)
     return row.build(settings, Materials(lm, store, corpus, 0, assist))
 

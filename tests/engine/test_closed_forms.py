@@ -382,7 +382,7 @@ def test_faithful_presets_change_what_the_published_code_does_otherwise(name, mo
     assert faithful.settings == clean.settings.changed(changes)
     assert (faithful.settings != clean.settings) == bool(changes)
     assert (faithful.source, faithful.suggested) == (clean.source, clean.suggested)
-    assert row.needs_statistics(faithful.settings) == (name not in ("rome", "r-rome"))
+    assert row.needs_statistics(faithful.settings) == (name not in ("rome", "r-rome", "finetuning"))
 
 
 def test_a_pass_whose_targets_are_not_finite_is_rolled_back(tiny_models, requests_, store, corpus, monkeypatch):

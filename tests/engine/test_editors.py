@@ -19,6 +19,7 @@ from editing_core.errors import Cancelled
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import EDITORS
 from tests.conftest import bit_equal, cancel_after, snapshot
+from tests.engine.conftest import TRAINED
 
 ROUNDS = 2
 SMALL = {"steps": 5, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covariance_floor": 1e-3}
@@ -28,8 +29,6 @@ SMALL = {"steps": 5, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covarian
 TINY = {"layer": 1, "layers": (0, 1), "covariance_weight": 1.0, "threshold": 0.5, "relative": True, "ridge": 0.1}
 FREE = {"decay": 0.0, "kl_factor": 0.0, "steps": 10, "clamp": 4.0, "covariance_weight": 0.01, "ridge": 1e-3}
 FREE |= {"threshold": 0.05}
-# What training needs instead: an adapter of rank 2 on the same two modules.
-TRAINED = {"where": "down", "rank": 2, "alpha": 4.0, "rate": 1e-2, "epochs": 4, "paraphrases": 2, "random_facts": 0}
 
 
 def fitting(row, values):

@@ -44,7 +44,15 @@ def test_a_rung_has_the_recipes_ingredients_and_the_plans_training():
     own = rung_plan(plan(replace(SHORT, paraphrases=3, mask=False)), "pocket-gpt2", "ft-mp")
     assert (own.settings.mask, own.settings.paraphrases, own.settings.random_facts) == (True, 15, 0)
     assert (own.settings.rank, own.settings.epochs, own.seed) == (4, 1, 3)
-    assert (own.stop.iterations, own.stop.stop) == (1, "none")
+    assert (own.stop.iterations, own.stop.stop, own.stop.collapse_factor) == (1, "none", 0.0)
+
+
+def test_a_recipe_that_breaks_the_model_is_shown_as_it_is(pocket, records):
+    """A guard would roll it back, and the row would be that of the unedited model."""
+    wild = plan(replace(SHORT, rate=0.05, lora=False, epochs=3))
+    (rung,) = run_ladder(pocket, records, wild, ["ft-m"], evaluator=TEXTS)
+    assert rung.run.chosen == 1
+    assert ladder_table([rung])["collapse_ppl"].iloc[1] > 10 * ladder_table([rung])["collapse_ppl"].iloc[0]
 
 
 def test_what_a_recipe_sets_beside_its_ingredients_counts_too():
