@@ -58,7 +58,13 @@ RECIPES = (
     Recipe("ft-mpr-dpo", "FT + Mask + Para + Rand + DPO", "Table 2, its share unpublished", {"dpo": 0.5}),
     Recipe("ft-mpr-text", "FT + Mask + Para + Rand + Wikipedia loss", "Table 4", {"language": 0.1}),
     Recipe("ft-mps", "FT + Mask + Para + Sim", "Tables 3 and 9", {"random_facts": 0, "similar_facts": 15}),
-    Recipe("ft-mpr-full", "FT + Mask + Para + Rand, without LoRA", "Table 5", {"lora": False}),
+    Recipe(
+        "ft-mpr-full",
+        "FT + Mask + Para + Rand, without LoRA",
+        "Table 5",
+        {"lora": False},
+        {"pocket-gpt2": {"rate": 7e-5}},
+    ),
     Recipe("ft-m-3-5", "FT + Mask, layers 3-5", "Table 6", {**_M, **_DIRECT}, _MIDDLE),
     Recipe("ft-mp-3-5", "FT + Mask + Para, layers 3-5", "Table 6", {**_MP, **_DIRECT}, _MIDDLE),
     Recipe("ft-mpr-3-5", "FT + Mask + Para + Rand, layers 3-5", "Table 6", _DIRECT, _MIDDLE),
@@ -76,7 +82,7 @@ RECIPES = (
         "FT-L",
         "Tables 3 and 9, from Meng et al. 2022",
         {**_BASELINE, "where": "down", "layers": (0,), "bound": 5e-4},
-        {"gpt-j-6b": {"bound": 5e-5}},
+        {"gpt-j-6b": {"bound": 5e-5}, "pocket-gpt2": {"bound": 5e-3}},
     ),
     Recipe(
         "ft-w",

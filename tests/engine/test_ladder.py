@@ -57,7 +57,7 @@ def test_a_recipe_that_breaks_the_model_is_shown_as_it_is(pocket, records):
 
 def test_what_a_recipe_sets_beside_its_ingredients_counts_too():
     own = rung_plan(plan(), "pocket-gpt2", "ft-l").settings
-    assert (own.lora, own.where, own.layers, own.bound, own.optimiser) == (False, "down", (0,), 5e-4, "adam")
+    assert (own.lora, own.where, own.layers, own.bound, own.optimiser) == (False, "down", (0,), 5e-3, "adam")
     assert own.rank == 4
     layers = rung_plan(plan(), "pocket-gpt2", "ft-mpr-3-5").settings
     assert (layers.lora, layers.where, layers.layers, layers.rate) == (False, "blocks", (1, 2), SHORT.rate)

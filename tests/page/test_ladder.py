@@ -32,7 +32,7 @@ def test_a_recipe_fills_in_all_it_sets(tab, values):
     view, widgets = tab.settings.ingredients, tab.settings.widgets["finetuning"]
     shown = tab.on_recipe({**values, view.recipe: "ft-l"})
     wanted = editor_row("finetuning").preset(MODEL, recipe="ft-l").settings
-    assert shown[widgets["bound"]] == wanted.bound == 5e-4
+    assert shown[widgets["bound"]] == wanted.bound == 5e-3
     assert shown[widgets["where"]] == "down"
     assert shown[widgets["layers"]] == "0"
     assert shown[view.switches] == ["mask"]
