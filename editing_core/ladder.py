@@ -28,6 +28,7 @@ SUCCESSES = ["efficacy_success", "generalization_success", "specificity_success"
 ACCURACIES = ["efficacy_accuracy", "generalization_accuracy", "specificity_accuracy", "score_accuracy"]
 MORE = ["collapse_ppl", "fluency", "consistency"]
 LABELS = [recipe.label for recipe in RECIPES]
+ALONE = "FT + Mask + Para + Sim"  # tried on single edits
 PRINTED = (  # model, protocol, and how both are told
     ("gpt-j-6b", "batch", "the paper: GPT-J, {:,} facts at once"),
     ("gpt2-xl", "single", "the paper: GPT-2 XL, {:,} facts, each alone"),
@@ -100,13 +101,13 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def printed_row(recipe: str) -> tuple[str, dict[str, float]]:
+def printed_row(recipe: str, alone: bool = False) -> tuple[str, dict[str, float]]:
     """What the paper prints for a recipe on CounterFact under our names, and for what; nothing where it has no row.
 
-    Mass editing of GPT-J where it was tried, otherwise single edits of GPT-2 XL.
+    Mass editing of GPT-J where it was tried, otherwise single edits of GPT-2 XL; alone: only the latter.
     """
-    wanted = LABELS[0] if recipe == UNEDITED else recipe
-    for model, protocol, told in PRINTED:
+    wanted = (ALONE if alone else LABELS[0]) if recipe == UNEDITED else recipe
+    for model, protocol, told in PRINTED[1:] if alone else PRINTED:
         rows = beside(model, EDITOR, "counterfact", recipe=wanted, protocol=protocol)
         rows = rows[rows["k"] == (0 if recipe == UNEDITED else 1)]
         if len(rows):

@@ -145,22 +145,22 @@ def _finetuning(found: dict[str, dict]) -> list[str]:
         "",
         *FINETUNING_INTRO.format(threads=threads).splitlines(),
     ]
-    lines += ["", "    python -m scripts.measure_finetuning", "    python -m scripts.measure_finetuning --alone 20"]
+    lines += ["", "    python -m scripts.measure_finetuning", "    python -m scripts.measure_finetuning --alone 12"]
     heads = {"together": "### {} records at once", "alone": "### {} records, each alone, means"}
     for key, head in heads.items():
         if key in found:
-            lines += ["", head.format(found[key]["edits"]), "", *_ladder(found[key]["rows"])]
+            lines += ["", head.format(found[key]["edits"]), "", *_ladder(found[key]["rows"], key == "alone")]
     return lines
 
 
-def _ladder(rows: list[dict]) -> list[str]:
+def _ladder(rows: list[dict], alone: bool) -> list[str]:
     columns = [c for c in (*SUCCESSES, "score_accuracy", *MORE) if any(row[c] is not None for row in rows)]
     labels = [CARDS[c].label for c in columns]
     lines = [f"| recipe | {' | '.join(labels)} | seconds |", f"|{'---|' * (len(columns) + 2)}"]
     for row in rows:
         cells = ["" if row[c] is None else f"{row[c]:.4g}" for c in (*columns, "seconds")]
         lines.append(f"| {row['recipe']} | {' | '.join(cells)} |")
-        told, printed = printed_row(row["recipe"])
+        told, printed = printed_row(row["recipe"], alone)
         if printed:
             cells = [f"*{printed[c]:.1f}*" if c in printed else "" for c in (*columns, "seconds")]
             lines.append(f"| *{told}* | {' | '.join(cells)} |")

@@ -112,6 +112,8 @@ def test_the_papers_row_stands_beside_where_there_is_one(told):
     named = [printed_row(rung.recipe.label)[0].split(",")[0] for rung in rungs]
     assert named == ["the paper: GPT-J"] * 4 + ["the paper: GPT-2 XL"]
     assert printed_row(UNEDITED)[1]["score_success"] == 22.4
+    assert printed_row(UNEDITED, alone=True)[1]["score_success"] == 30.5
+    assert printed_row("FT + Mask", alone=True) == ("", {})
     assert printed_row("FT + Mask + Para + Rand, LoRA on layers 3-5") == ("", {})
 
 
