@@ -132,7 +132,8 @@ class StopSettings(Settings):
     def conclude(self, rows: Rows) -> Decision:
         """The result when all iterations are used up."""
         last = _edited(rows)[-1]
-        reason = f"All {self.iterations} iterations were used."
+        count = self.iterations
+        reason = f"All {count} iterations were used." if count > 1 else "The one iteration asked for was used."
         if self.stop == "perplexity":
             reason += f" |delta p| = {abs(last['delta_ppl']):.3g} is still above {self.tolerance:g}."
         return Decision(last["k"], "iterations", reason)
