@@ -192,7 +192,20 @@ class EditTab:
         }
 
     def on_edit(self, values: Values) -> Iterator[Shown]:
-        """Edit: read the form, run in a worker, stream its progress, show the result."""
+        """Edit: one run of what the form asks for."""
+        yield from self.perform(values, self.work, self._outcome)
+
+    def perform(
+        self,
+        values: Values,
+        work: Callable[[Values, list[EditRequest], EditPlan, Watch], Any],
+        show: Callable[[Job, Values], Shown],
+        rounds: int | None = None,
+    ) -> Iterator[Shown]:
+        """Read the form, do the work in a worker, stream its progress, show the result.
+
+        rounds: iterations of the work at most, the plan's unless given.
+        """
         try:
             self.check_model(values)
             requests = edit_form.read_requests(values, self.form)
@@ -200,10 +213,10 @@ class EditTab:
         except EditingError as error:
             yield self.idle(values, progress_view.error_html(str(error)))
             return
-        job = self.jobs.start(lambda watch: self.work(values, requests, plan, watch))
+        job = self.jobs.start(lambda watch: work(values, requests, plan, watch))
         try:
-            yield from self.stream(job, plan.stop.iterations)
-            yield self._outcome(job, values)
+            yield from self._stream(job, rounds or plan.stop.iterations)
+            yield self._ended(job, values) or show(job, values)
         finally:
             self.jobs.finish(job)
 
@@ -353,8 +366,7 @@ class EditTab:
         history = values[self.history]
         return self.runs.get(history[-1]) if history else None
 
-    def stream(self, job: Job, iterations: int) -> Iterator[Shown]:
-        """A job's progress until it has ended. iterations: how many rounds it has at most."""
+    def _stream(self, job: Job, iterations: int) -> Iterator[Shown]:
         progress = progress_view.Progress(iterations)
         yield {
             self.job: job.id,
@@ -371,7 +383,7 @@ class EditTab:
             drawn, changed = (job.seconds, False) if redraw else (drawn, changed)
             yield progress_view.show(self.progress, progress, job.seconds, redraw)
 
-    def ended(self, job: Job, values: Values) -> Shown | None:
+    def _ended(self, job: Job, values: Values) -> Shown | None:
         """The page after a job that was stopped or refused, or failed: defects go to the log with their traceback."""
         if job.stopped or isinstance(job.error, Cancelled):
             return self.idle(values, "", STOPPED)
@@ -383,9 +395,7 @@ class EditTab:
         return None
 
     def _outcome(self, job: Job, values: Values) -> Shown:
-        """The page after the worker ended."""
-        if early := self.ended(job, values):
-            return early
+        """The page after an edit that went well."""
         stored = self.runs.get(job.result)
         if stored is None:
             return self.idle(values, progress_view.error_html(GONE))

@@ -8,14 +8,14 @@ from typing import Any
 
 import gradio as gr
 
-from components import edit_form, progress_view, settings_form
+from components import settings_form
 from components.edit_tab import EditTab
+from components.jobs import Job
 from components.result_html import number
 from components.run_store import StoredRun
 from components.types import Shown, Values
 from editing_core import charts_ladder
 from editing_core.editors.finetuning import COUNTS
-from editing_core.errors import EditingError
 from editing_core.evaluation.metrics import CARDS
 from editing_core.ladder import MORE, SUCCESSES, Rung, ladder_table, printed_row, run_ladder
 from editing_core.runs.record import EditPlan
@@ -47,38 +47,26 @@ class Ladder:
         return [*self.edit.running, self.box, self.chart, self.table]
 
     def on_ladder(self, values: Values) -> Iterator[Shown]:
-        """Train by every recipe in a worker, stream its progress, show chart and table."""
-        edit = self.edit
-        try:
-            edit.check_model(values)
-            requests = edit_form.read_requests(values, edit.form)
-            plan = settings_form.read_plan(values, edit.settings)
-        except EditingError as error:
-            yield edit.idle(values, progress_view.error_html(str(error)))
-            return
-        job = edit.jobs.start(lambda watch: self.work(values, requests, plan, watch))
-        try:
-            yield from edit.stream(job, 1)
-            yield edit.ended(job, values) or self._shown(job.result, values, job.seconds)
-        finally:
-            edit.jobs.finish(job)
+        """Train the form's facts by every recipe, then show chart and table."""
+        yield from self.edit.perform(values, self.work, self._shown, rounds=1)
 
     def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> list[Rung]:
         """What the worker does: every rung, each kept as a run; a closer look at the last."""
         lm = self.edit.model(values)
         references = settings_form.read_references(values, self.edit.settings)
         rungs = run_ladder(lm, requests, plan, watch=watch, references=references)
-        for rung in rungs:
-            stored = StoredRun(rung.run)
+        runs = [StoredRun(rung.run) for rung in rungs]
+        for stored in runs:
             self.edit.runs.add(stored)
-        self.edit.look_at(stored, 0, stored.run.chosen)
+        self.edit.look_at(runs[-1], 0, runs[-1].run.chosen)
         return rungs
 
-    def _shown(self, rungs: Sequence[Rung], values: Values, seconds: float) -> Shown:
-        edit, ids = self.edit, [rung.run.id for rung in rungs]
-        done = f"Done in {seconds:.1f} s: {len(rungs)} recipes, compared below; the last one is shown, Undo goes back."
+    def _shown(self, job: Job, values: Values) -> Shown:
+        edit, rungs = self.edit, job.result
+        ids = [rung.run.id for rung in rungs]
+        told = f"{len(rungs)} recipes, compared below; the last one is shown, Undo goes back."
         return {
-            **edit.idle(values, "", done),
+            **edit.idle(values, "", f"Done in {job.seconds:.1f} s: {told}"),
             edit.history: [*values[edit.history], *ids][-20:],
             edit.undo: gr.Button(interactive=True),
             self.box: gr.Accordion(open=True),

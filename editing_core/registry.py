@@ -44,6 +44,7 @@ class EditorRow:
     """One editor on offer.
 
     layers: which layers it changes under given settings. needs_statistics: whether it protects known keys there.
+    needs_facts: whether it trains on facts that should stay.
     faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
     model and, under "*", for all. recipes: named changes of the preset. remark: what users should know of how it
     goes together with iterations and assistance.
@@ -58,6 +59,7 @@ class EditorRow:
     layers: Callable[[Any], Sequence[int]]
     presets: dict[str, Preset] = field(default_factory=dict)
     needs_statistics: Callable[[Any], bool] = lambda _settings: True
+    needs_facts: Callable[[Any], bool] = lambda _settings: False
     faithful: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipes: tuple[Recipe, ...] = ()
     remark: str = ""
@@ -273,6 +275,7 @@ EDITORS = {
                 "llama-2-7b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
             },
             needs_statistics=lambda _settings: False,
+            needs_facts=lambda s: bool(s.random_facts or s.similar_facts),
             recipes=RECIPES,
             remark=(
                 "Training writes what it optimises, so optimised and spread perplexity agree after the first "

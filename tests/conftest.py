@@ -12,6 +12,7 @@ os.environ["EDITSCOPE_HOME"] = _HOME.name
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+from contextlib import contextmanager  # noqa: E402
 from functools import cache  # noqa: E402
 
 import pytest  # noqa: E402
@@ -125,14 +126,20 @@ def tiny_models():
     return cache(tiny_model)
 
 
-@pytest.fixture(params=FAMILIES)
-def tiny_lm(request, tiny_models) -> LanguageModel:
-    """A tiny model of each family in turn. It is shared: leave it as it was."""
-    lm = tiny_models(request.param)
+@contextmanager
+def left_alone(lm: LanguageModel):
+    """A shared model must be as it was afterwards, without hooks."""
     before = snapshot(lm.model)
     yield lm
     assert bit_equal(lm.model, before), "a test left the shared model changed"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()), "a hook was left behind"
+
+
+@pytest.fixture(params=FAMILIES)
+def tiny_lm(request, tiny_models) -> LanguageModel:
+    """A tiny model of each family in turn. It is shared: leave it as it was."""
+    with left_alone(tiny_models(request.param)) as lm:
+        yield lm
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from editing_core.data.pool import true_facts
 from editing_core.data.table import PROBES, TEXTS
 from editing_core.data.texts import read_texts
 from editing_core.editors.assist import Assist
-from editing_core.editors.finetuning import FineTuningSettings
 from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import BadRequest
 from editing_core.evaluation.consistency import References, bundled_references, read_references
@@ -29,8 +28,8 @@ from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.reference import beside, compare
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.registry import editor_row
 from editing_core.runs.journal import NOTHING_KEPT, Journal
-from editing_core.runs.record import EditPlan
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 FEW = 100  # records where a configuration does not say how many
@@ -83,19 +82,13 @@ def perform(
     if config.eligible:
         requests, told["eligibility"] = qualifying(lm, requests, plan.assist, plan.seed)
     told["texts"] = Path(config.texts).name if config.texts else "bundled"
-    pool = facts_of(loaded, requests, lm) if trains_on_facts(plan) else []
+    pool = facts_of(loaded, requests, lm) if editor_row(plan.editor).needs_facts(plan.settings) else []
     notes = (POOLED.format(len(pool), loaded.name),) if pool else ()
     tools = Tools(CovarianceStore(), evaluator, journal, begun, pool, notes)
     result = run_benchmark(lm, requests, plan, config.sharing, watch, tools)
     if references is not None:
         result = _with_generation(lm, result, references, watch)
     return Work(lm, result, told, _beside(lm, result, loaded.name.partition(":")[0], config.recipe_label))
-
-
-def trains_on_facts(plan: EditPlan) -> bool:
-    """Whether unedited facts are part of what the plan's editor trains on."""
-    s = plan.settings
-    return isinstance(s, FineTuningSettings) and bool(s.random_facts or s.similar_facts)
 
 
 def facts_of(loaded: Loaded, requests: Sequence[EditRequest], lm: LanguageModel) -> list[Probe]:

@@ -511,8 +511,8 @@ def test_of_zsre_the_right_answers_are_known(pocket, monkeypatch):
 @pytest.mark.parametrize(("random", "similar", "trains"), [(0, 0, False), (1, 0, True), (0, 1, True)])
 def test_only_some_fine_tuning_trains_on_facts(random, similar, trains):
     more = {"random_facts": random, "similar_facts": similar}
-    assert work.trains_on_facts(RunConfig(editor="finetuning", settings=more).plan) is trains
-    assert not work.trains_on_facts(RunConfig().plan)
+    for plan, expected in ((RunConfig(editor="finetuning", settings=more).plan, trains), (RunConfig().plan, False)):
+        assert editor_row(plan.editor).needs_facts(plan.settings) is expected
 
 
 # --- the paper's rows ------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from editing_core.models.delta import WeightDelta
 from editing_core.runs.journal import NoJournal
 from editing_core.session import build_editor, run_edit
 from editing_core.types import EditRequest
-from tests.conftest import bit_equal, cancel_after, snapshot
+from tests.conftest import bit_equal, cancel_after, left_alone, snapshot
 from tests.engine.conftest import EVALUATOR, plan
 
 SINGLE, CHUNKS = Protocol("single"), Protocol("sequential", 1)
@@ -31,11 +31,8 @@ SINGLE, CHUNKS = Protocol("single"), Protocol("sequential", 1)
 @pytest.fixture
 def lm(tiny_models):
     """The tiny model; it must be left as it was, without hooks, and with its lock free."""
-    lm = tiny_models("gpt2")
-    before = snapshot(lm.model)
-    yield lm
-    assert bit_equal(lm.model, before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    with left_alone(tiny_models("gpt2")) as lm:
+        yield lm
     assert lm.lock.acquire(blocking=False)
     lm.lock.release()
 

@@ -18,7 +18,7 @@ from editing_core.evaluation.consistency import References
 from editing_core.evaluation.generation import generation_metrics
 from editing_core.session import NO_REFERENCES, planned, run_edit
 from editing_core.types import EditRequest
-from tests.conftest import bit_equal, snapshot
+from tests.conftest import bit_equal, left_alone, snapshot
 from tests.engine.conftest import EVALUATOR, plan
 
 REFERENCES = References({("P19", "London"): ("Mary was born in London, a city on a river",)})
@@ -28,11 +28,8 @@ COLUMNS = ["fluency", "consistency"]
 @pytest.fixture(scope="module")
 def lm(tiny_models):
     """Shared: it must be left as it was, whatever happened to a run."""
-    lm = tiny_models("gpt2")
-    before = snapshot(lm.model)
-    yield lm
-    assert bit_equal(lm.model, before)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
+    with left_alone(tiny_models("gpt2")) as lm:
+        yield lm
 
 
 @pytest.fixture
