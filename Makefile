@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 # Where torch comes from when not from the default index,
 # e.g. make run TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-SOURCES := editing_core components scripts tests app.py
+SOURCES := editing_core benchmarks components scripts tests app.py
 
 # Tests run offline; with two workers on two cores, one thread each.
 TEST_ENV := GRADIO_ANALYTICS_ENABLED=False HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false

@@ -39,6 +39,10 @@ class TargetLog:
         """All but the history, by name."""
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "history"}
 
+    def select(self, records: Tensor) -> "TargetLog":
+        """Other records or in another order, by numbers; the history stays."""
+        return TargetLog(**{name: values[records] for name, values in self.tensors().items()}, history=self.history)
+
     @staticmethod
     def join(logs: Sequence["TargetLog"]) -> "TargetLog":
         """Records one after the other; the history is averaged step by step over logs that have the step."""

@@ -33,6 +33,14 @@ class Architecture:
         """Name of a block's attention output projection."""
         return f"{self.block(layer)}.{self.attention_out}"
 
+    def attention_of(self, layer: int) -> str:
+        """Name of a block's attention, which gives its output projection's output first."""
+        return self.attention_out_of(layer).rpartition(".")[0]
+
+    def mlp_of(self, layer: int) -> str:
+        """Name of a block's MLP, which works token by token."""
+        return f"{self.block(layer)}.{self.mlp}"
+
     def down(self, layer: int) -> str:
         """Name of a block's MLP down-projection: its input is the key, its output the value."""
         return f"{self.block(layer)}.{self.mlp_down}"

@@ -1,16 +1,18 @@
-"""Two doors to the activations: `watching` reads them, `steering` changes them.
+"""Doors to the activations: `watching` reads them, `steering` changes them, `answering` spares computing them.
 
 All names are resolved before the first hook is attached, and every hook is gone when the block is left,
 also after an error: a bad name leaves nothing behind. Blocks return a tensor in some families and a
-tuple in others; both doors show the hidden state only.
+tuple in others; the first two doors show the hidden state only.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from typing import Any
 
 from torch import Tensor, nn
 
 Change = Callable[[Tensor], Tensor]
+Forward = Callable[..., Any]
 
 
 class _Stop(BaseException):
@@ -83,14 +85,56 @@ def steering(model: nn.Module, changes: dict[str, Change]) -> Iterator[None]:
 @contextmanager
 def stopping_after(model: nn.Module, name: str) -> Iterator[None]:
     """End the one forward pass inside the block as soon as module `name` has run."""
-    module = model.get_submodule(name)
-
-    def stop(*_ignored: object) -> None:
-        raise _Stop
-
-    handle = module.register_forward_hook(stop)
+    handle = model.get_submodule(name).register_forward_hook(_stop)
     try:
         with suppress(_Stop):
             yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def stopping_before(model: nn.Module, name: str) -> Iterator[None]:
+    """End the one forward pass inside the block as soon as the input of module `name` is there."""
+    handle = model.get_submodule(name).register_forward_pre_hook(_stop)
+    try:
+        with suppress(_Stop):
+            yield
+    finally:
+        handle.remove()
+
+
+def _stop(*_ignored: object) -> None:
+    raise _Stop
+
+
+@contextmanager
+def answering(answers: Mapping[nn.Module, Forward]) -> Iterator[None]:
+    """Inside the block these modules give their answer and compute nothing; hooks on them act as ever."""
+    before = {module: vars(module).get("forward") for module in answers}
+    try:
+        for module, answer in answers.items():
+            module.forward = answer
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:  # some libraries wrap a module the same way
+                module.forward = forward
+
+
+def only_at(module: nn.Module, rows: Tensor, positions: Tensor) -> Forward:
+    """An answer of a module that works token by token: computed at some tokens, each named once, zero elsewhere."""
+    run = module.forward
+
+    def answer(state: Tensor) -> Tensor:
+        found: Tensor = run(state[rows, positions][None])[0]
+        return found.new_zeros(*state.shape[:2], found.shape[-1]).index_put((rows, positions), found)
+
+    return answer
+
+
+def kept_but_at(module: nn.Module, kept: Tensor, rows: Tensor, positions: Tensor) -> Forward:
+    """The same, with `kept` (rows, tokens, width) elsewhere."""
+    run = module.forward
+    return lambda state: kept.index_put((rows, positions), run(state[rows, positions][None])[0])

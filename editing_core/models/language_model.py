@@ -6,6 +6,7 @@ Whoever uses the model holds `lm.lock`. The device is read from the model and no
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import (
 from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
 from editing_core.models.architectures import Architecture
 from editing_core.models.catalog import alphabet_of, source_of
-from editing_core.models.hooks import steering, watching
+from editing_core.models.hooks import answering, only_at, steering, watching
 from editing_core.models.tokens import TOKENS_PER_FORWARD, Batch, pad, runs
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
@@ -94,6 +95,11 @@ class LanguageModel:
         return self.model.device
 
     @property
+    def precision(self) -> torch.dtype:
+        """What losses are summed in and targets optimised in: float32, or float64 where the model itself is."""
+        return torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
+    @property
     def layers(self) -> int:
         """Number of blocks."""
         return len(list(self.model.get_submodule(self.architecture.blocks).children()))
@@ -125,19 +131,37 @@ class LanguageModel:
         return state
 
     def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:
-        """(n, vocabulary) float32 logits at the given row and position pairs, and only there."""
-        chosen = self.hidden(batch)[rows, positions]
-        logits: Tensor = self.head(chosen).float()
-        return logits
+        """(n, vocabulary) logits in `precision` at the given row and position pairs, and only there."""
+        wanted = torch.zeros_like(batch.ids, dtype=torch.bool)
+        wanted[rows, positions] = True  # each token once, however often it is asked
+        with self.looking_at(*wanted.nonzero(as_tuple=True)):
+            return self.logits(self.hidden(batch)[rows, positions])
+
+    @contextmanager
+    def looking_at(self, rows: Tensor, positions: Tensor) -> Iterator[None]:
+        """Inside, final states are right at these tokens only, each named once: the last block spares the others."""
+        last = self.layers - 1
+        names = (self.architecture.mlp_of(last), self.architecture.attention_out_of(last))
+        modules = [self.model.get_submodule(name) for name in names]
+        with answering({module: only_at(module, rows, positions) for module in modules}):
+            yield
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(n, vocabulary) in `precision`, of final hidden states (n, d)."""
+        found: Tensor = self.head(hidden)
+        return found.to(self.precision)
 
     def batch(self, rows: Sequence[Sequence[int]], left: bool = False) -> Batch:
         """Pad token rows on the model's device, on the right unless `left`."""
-        longest = max(len(row) for row in rows)
-        if longest > self.context:
-            raise BadRequest(
-                f"A prompt takes {longest} tokens, {self.name} reads at most {self.context}; shorten the prompt."
-            )
+        self.check_length(max(len(row) for row in rows))
         return pad(rows, self.device, left)
+
+    def check_length(self, tokens: int) -> None:
+        """BadRequest when the model does not read so many."""
+        if tokens > self.context:
+            raise BadRequest(
+                f"A prompt takes {tokens} tokens, {self.name} reads at most {self.context}; shorten the prompt."
+            )
 
     def batches(self, rows: Sequence[Sequence[int]], left: bool = False) -> Iterator[tuple[list[int], Batch]]:
         """All rows in batches of similar length, each with the numbers of its rows.

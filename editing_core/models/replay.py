@@ -1,115 +1,222 @@
-"""Replay: what a change at one token cannot reach is computed once and handed out again afterwards.
+"""Replay: what a shift at one token cannot reach is computed once and handed out again afterwards.
 
-A change of some modules' output at a row's token `start` leaves two things as they are: all blocks below
-those modules, and, as models are causal, every token left of `start`. A target optimisation therefore runs
-only the blocks above, and only the tokens from `start` on, which attend to kept keys and values. Nothing is
-approximated; sums may be taken in another order.
+A shift inside block `l`, at one token of a row, leaves as they are: all of the model below it; as models are
+causal, everything left of that token, also above; and at the tokens behind it the output of block l, and what
+block l + 1 makes of that token by token. So a target optimisation runs block l at that token only, behind its
+attention, and from block l + 1 on the tokens behind it, which attend to kept keys and values. In the last block
+only tokens that are looked at pass the MLP. Nothing is approximated; sums may be taken in another order.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.pytorch_utils import Conv1D
 
-from editing_core.models.hooks import state_of
+from editing_core.models.hooks import Forward, answering, kept_but_at, state_of, watching
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.past import NO_OPENINGS, Openings, Past, continued
 from editing_core.models.tokens import Batch
 
 
-class Replay:
-    """Kept states of one batch of rows, good for changes at `sites` from each row's `start` on."""
+@dataclass(frozen=True)
+class Scene:
+    """One row to replay.
 
-    def __init__(self, lm: LanguageModel, sites: tuple[str, ...]) -> None:
-        self.lm, self.last = lm, min(_unchanged(lm, site) for site in sites)
-        self.blocks = [lm.model.get_submodule(lm.architecture.block(i)) for i in range(self.last + 1)]
+    ids: all of it. shifted: the token that shifts are added at. looked: the tokens whose final state is wanted, at
+    least one. opening, lead: it begins with so many tokens of that opening.
+    """
+
+    ids: tuple[int, ...]
+    shifted: int
+    looked: tuple[int, ...]
+    opening: int = 0
+    lead: int = 0
+
+    @property
+    def start(self) -> int:
+        """The first token that is run again."""
+        return min(self.shifted, *self.looked)
+
+    @property
+    def again(self) -> int:
+        """How many tokens are run again."""
+        return len(self.ids) - self.start
+
+
+class Replay:
+    """Kept states of scenes, good for shifts of the outputs of `sites`, all in one block.
+
+    openings: what the scenes begin with. anchors: per site (scenes, width), its output
+    at the shifted token without a shift.
+    """
+
+    def __init__(
+        self, lm: LanguageModel, sites: Sequence[str], scenes: Sequence[Scene], openings: Openings = NO_OPENINGS
+    ) -> None:
+        parts = lm.runs([scene.again for scene in scenes])
+        self.groups = [_Group(lm, sites, [scenes[n] for n in part], openings) for part in parts]
+        self.parts = [torch.tensor(part, device=lm.device) for part in parts]
+        self.looked = torch.tensor([len(scene.looked) for scene in scenes], device=lm.device)
+        back = torch.cat(self.parts).argsort()
+        self.anchors = {site: torch.cat([g.anchors[site] for g in self.groups])[back] for site in sites}
+        self._sort()
+
+    def run(self, shifts: Mapping[str, Tensor]) -> Tensor:
+        """(looked tokens of all scenes in order, d) after the final norm, with shifts (scenes, width) added."""
+        found = [
+            group.run({site: shift[part] for site, shift in shifts.items()})
+            for group, part in zip(self.groups, self.parts, strict=True)
+        ]
+        return torch.cat(found)[self.order]
+
+    def select(self, scenes: Tensor) -> None:
+        """Keep only some scenes. scenes: (scenes,) bool."""
+        number = scenes.cumsum(0) - 1
+        kept = [(group, part, scenes[part]) for group, part in zip(self.groups, self.parts, strict=True)]
+        kept = [(group, part, mine) for group, part, mine in kept if bool(mine.any())]
+        for group, _, mine in kept:
+            if not bool(mine.all()):
+                group.select(mine)
+        self.groups = [group for group, *_ in kept]
+        self.parts = [number[part[mine]] for _, part, mine in kept]
+        self.looked = self.looked[scenes]
+        self._sort()
+
+    def _sort(self) -> None:
+        """Where each looked token stands among those that the groups give one after the other."""
+        played = torch.cat(self.parts)
+        starts, counts = self.looked.cumsum(0) - self.looked, self.looked[played]
+        within = torch.arange(int(counts.sum()), device=counts.device)
+        within -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+        self.order = (starts[played].repeat_interleave(counts) + within).argsort()
+
+
+class _Group:
+    """Scenes of similar length, run together."""
+
+    def __init__(self, lm: LanguageModel, sites: Sequence[str], scenes: Sequence[Scene], openings: Openings) -> None:
+        self.lm, self.layer = lm, _layer_of(lm, sites)
+        names = lm.architecture
+        self.block, self.attention, self.down = (
+            lm.model.get_submodule(name(self.layer)) for name in (names.block, names.attention_of, names.down)
+        )
+        self.next = _first_steps(lm, self.layer + 1)
+        self._record(sites, scenes, openings)
 
     @torch.no_grad()
-    def record(self, batch: Batch, starts: Tensor) -> Tensor:
-        """Run whole rows once and keep what can be kept. starts: (rows,). Gives (rows, tokens, d)."""
-        kept: list[Tensor] = []
-        self.as_tuple = False
+    def _record(self, sites: Sequence[str], scenes: Sequence[Scene], openings: Openings) -> None:
+        """Run all that stands behind the openings once, and keep what can be kept."""
+        lm, block = self.lm, self.lm.architecture.block(self.layer)
+        attention = self.lm.architecture.attention_of(self.layer)
 
-        def keep(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            kept.append(state_of(output).detach())
-            self.as_tuple = isinstance(output, tuple)
+        def numbers(values: Sequence[int]) -> Tensor:
+            return torch.tensor(values, device=lm.device)
 
-        handles = [self.blocks[-1].register_forward_hook(keep, prepend=True)] if self.blocks else []
-        cache = DynamicCache()
-        try:
-            hidden = self.lm.hidden(batch, cache)
-        finally:
-            for handle in handles:
-                handle.remove()
-        before, width = int(starts.max()), int((batch.lengths - starts).max())
-        row = torch.arange(len(starts), device=starts.device)[:, None]
-        positions = starts[:, None] + torch.arange(width, device=starts.device)
-        here = positions.clamp(max=batch.ids.shape[1] - 1)
-        past = torch.arange(before, device=starts.device) < starts[:, None]
-        mask = torch.cat([past.long(), (positions < batch.lengths[:, None]).long()], dim=1)
-        self.batch = Batch(batch.ids[row, here], mask, batch.lengths - starts, here)
-        self.state = kept[0][row, here] if kept else None
-        # The length of the past is read off the first layer's entry, so that one is kept as well.
-        layers = sorted({0, *range(self.last + 1, self.lm.layers)})
-        self.past: dict[int, tuple[Tensor, Tensor]] = {}
-        for i in layers:
-            layer = cache.layers[i]
-            assert isinstance(layer, DynamicLayer)
-            assert layer.keys is not None
-            assert layer.values is not None
-            self.past[i] = layer.keys[:, :, :before], layer.values[:, :, :before]
-        return hidden
+        leads = numbers([scene.lead for scene in scenes])
+        past = openings.before(numbers([scene.opening for scene in scenes]), leads)
+        own = continued(lm, [scene.ids[scene.lead :] for scene in scenes], past, leads)
+        cache = past.cache(lm.layers)
+        with watching(lm.model, [*sites, block, attention, *self.next], [block]) as seen, self._looking(leads[:0]):
+            handle = self.block.register_forward_hook(self._see_kind)
+            lm.hidden(own, cache)
+            handle.remove()
+        starts, shifted = numbers([s.start - s.lead for s in scenes]), numbers([s.shifted - s.lead for s in scenes])
+        self.rows = torch.arange(len(scenes), device=lm.device)
+        self.anchors = {site: seen[site][self.rows, shifted] for site in sites}
+        self.entry = seen[f"{block}.input"][self.rows, shifted][:, None]
+        self.attended = seen[attention][self.rows, shifted][:, None]
+        lengths = own.lengths - starts
+        positions = starts[:, None] + torch.arange(int(lengths.max()), device=lm.device)
+        there = self.rows[:, None], positions.clamp(max=own.ids.shape[1] - 1)
+        self.state = seen[block][there]
+        self.kept = {name: seen[name][there] for name in self.next}
+        earlier = (torch.arange(int(starts.max()), device=lm.device) < starts[:, None]).long()
+        mask = torch.cat([past.mask, earlier], dim=1)
+        self.past = Past.kept(cache, range(self.layer + 1, lm.layers), mask)
+        mask = torch.cat([mask, (positions < own.lengths[:, None]).long()], dim=1)
+        self.batch = Batch(own.ids[there], mask, lengths, there[1] + leads[:, None])
+        self.shifted = shifted - starts
+        looked = [(i, at - s.start) for i, s in enumerate(scenes) for at in s.looked]
+        self.looked_row, self.looked_at = (numbers(column) for column in zip(*looked, strict=True))
 
-    def run(self) -> Tensor:
-        """(rows, tokens from `start` on, d) after the final norm, with hooks on changed modules at work."""
-        cache = DynamicCache()
-        for layer, (keys, values) in self.past.items():
-            cache.update(keys, values, layer)
-        with self._playing():
-            return self.lm.hidden(self.batch, cache)
+    def run(self, shifts: Mapping[str, Tensor]) -> Tensor:
+        """(looked tokens, d) with shifts (rows, width)."""
+        lm, state = self.lm, self._shifted(shifts)
+        below = [lm.model.get_submodule(lm.architecture.block(i)) for i in range(self.layer + 1)]
+        answers: dict[nn.Module, Forward] = dict.fromkeys(below, lambda *_, **__: (state,) if self.as_tuple else state)
+        for name, module in self.next.items():
+            answers[module] = kept_but_at(module, self.kept[name], self.rows, self.shifted)
+        with answering(answers), self._looking(self.looked_row, self.looked_at):
+            hidden = lm.hidden(self.batch, self.past.cache(lm.layers))
+        return hidden[self.looked_row, self.looked_at]
+
+    def _see_kind(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
+        self.as_tuple = isinstance(output, tuple)  # as blocks of some families give their state
+
+    def _looking(self, rows: Tensor, positions: Tensor | None = None) -> AbstractContextManager[None]:
+        """The last block spares what is not looked at, unless it is the one that is shifted."""
+        if self.layer == self.lm.layers - 1:
+            return nullcontext()
+        return self.lm.looking_at(rows, rows if positions is None else positions)
+
+    def _shifted(self, shifts: Mapping[str, Tensor]) -> Tensor:
+        """(rows, tokens, d): the block's output with shifts."""
+        names, dtype = self.lm.architecture, self.state.dtype
+        at = self.rows, self.shifted
+        own = {site: shift.to(dtype)[:, None] for site, shift in shifts.items()}
+        whole = own.pop(names.block(self.layer), None)
+        if not own:
+            assert whole is not None
+            return self.state.index_put(at, whole[:, 0], accumulate=True)
+        attended = self.attended + own.get(names.attention_out_of(self.layer), 0)
+        shift, run = own.get(names.down(self.layer), 0), self.down.forward
+        answers: dict[nn.Module, Forward] = {self.attention: lambda *_, **__: (attended, None)}
+        with answering(answers | {self.down: lambda key: run(key) + shift}):
+            found = state_of(self.block(self.entry))
+        return self.state.index_put(at, (found if whole is None else found + whole)[:, 0])
 
     def select(self, rows: Tensor) -> None:
         """Keep only some rows. rows: (rows,) bool."""
-        batch = self.batch
-        lengths, before = batch.lengths[rows], batch.mask.shape[1] - batch.ids.shape[1]
+        batch, number = self.batch, rows.cumsum(0) - 1
+        lengths, before = batch.lengths[rows], self.past.slots
         width = int(lengths.max())
         assert batch.positions is not None
-        self.batch = replace(
-            batch,
-            ids=batch.ids[rows, :width],
-            mask=batch.mask[rows, : before + width],
-            lengths=lengths,
-            positions=batch.positions[rows, :width],
+        self.batch = Batch(
+            batch.ids[rows, :width], batch.mask[rows, : before + width], lengths, batch.positions[rows, :width]
         )
-        self.state = self.state[rows, :width] if self.state is not None else None
-        self.past = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.past.items()}
-
-    @contextmanager
-    def _playing(self) -> Iterator[None]:
-        """Inside, the blocks below are not run: they give the kept state, and hooks on them still act."""
-
-        def forward(*_args: object, **_kwargs: object) -> Tensor | tuple[Tensor]:
-            assert self.state is not None
-            return (self.state,) if self.as_tuple else self.state
-
-        try:
-            for block in self.blocks:
-                block.forward = forward
-            yield
-        finally:
-            for block in self.blocks:
-                block.__dict__.pop("forward", None)
+        self.past = self.past.select(rows)
+        self.state, self.entry, self.attended = self.state[rows, :width], self.entry[rows], self.attended[rows]
+        self.kept = {name: kept[rows, :width] for name, kept in self.kept.items()}
+        self.shifted, self.rows = self.shifted[rows], self.rows[: len(lengths)]
+        mine = rows[self.looked_row]
+        self.looked_row, self.looked_at = number[self.looked_row[mine]], self.looked_at[mine]
 
 
-def _unchanged(lm: LanguageModel, site: str) -> int:
-    """The last block whose own computation ignores a change of `site`'s output; -1 when there is none."""
-    for layer in range(lm.layers):
-        block = lm.architecture.block(layer)
-        if site == block:
-            return layer
-        if site.startswith(f"{block}."):
-            return layer - 1
-    return -1
+def _layer_of(lm: LanguageModel, sites: Sequence[str]) -> int:
+    """The one block in which all sites lie."""
+    names = [lm.architecture.block(layer) for layer in range(lm.layers)]
+    found = {i for i, name in enumerate(names) for site in sites if site == name or site.startswith(f"{name}.")}
+    if len(found) != 1:
+        raise ValueError(f"sites {list(sites)} do not lie in one block")
+    return found.pop()
+
+
+def _first_steps(lm: LanguageModel, layer: int) -> dict[str, nn.Module]:
+    """The modules of a block that read its input token by token: projections into its attention, and the MLP beside it.
+
+    Empty above the last block.
+    """
+    if layer >= lm.layers:
+        return {}
+    attention, out = lm.architecture.attention_of(layer), lm.architecture.attention_out_of(layer)
+    inside = {f"{attention}.{name}": m for name, m in lm.model.get_submodule(attention).named_children()}
+    found: dict[str, nn.Module] = {
+        name: m for name, m in inside.items() if isinstance(m, nn.Linear | Conv1D) and name != out
+    }
+    if lm.architecture.parallel and layer < lm.layers - 1:  # the last block's MLP looks at a few tokens anyway
+        mlp = lm.architecture.mlp_of(layer)
+        found[mlp] = lm.model.get_submodule(mlp)
+    return found

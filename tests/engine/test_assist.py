@@ -1,6 +1,5 @@
 """Neighbor assistance: what an edit neighbor's row is, what it weighs, and that nothing else changes."""
 
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from functools import cache
 
@@ -14,7 +13,7 @@ from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps import targets as module
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, keys_of, states_at_subject
-from editing_core.editors.steps.rows import Objective, RowTensors, log_perplexity
+from editing_core.editors.steps.rows import Labels, Objective, log_perplexity
 from editing_core.editors.steps.spread import Ridge, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
@@ -142,49 +141,33 @@ def test_weight_zero_is_no_assistance_for_the_adaptive_rule(tiny_models):
 
 @pytest.mark.parametrize("neighbors", ["na", "nap"])
 def test_every_row_is_shifted_at_its_own_subject_and_nowhere_else(tiny_lm, aided, contexts, neighbors, monkeypatch):
-    shifts = []
+    scenes, shifts = [], []
 
-    @contextmanager
-    def spying(model, changes):
-        def spied(change):
-            def spy(state):
-                changed = change(state)
-                shifts.append((changed - state).detach())
-                return changed
+    class Spy(module.Replay):
+        def __init__(self, lm, sites, some, openings):
+            scenes.extend(some)
+            super().__init__(lm, sites, some, openings)
 
-            return spy
+        def run(self, added):
+            shifts.append({name: shift.detach() for name, shift in added.items()})
+            return super().run(added)
 
-        with steering(model, {site: spied(change) for site, change in changes.items()}):
-            yield
-
-    starts = []
-
-    def running(replay):
-        starts.append(replay.batch.positions[:, 0])
-        return run_replay(replay)
-
-    run_replay = module.Replay.run
-    monkeypatch.setattr(module, "steering", spying)
-    monkeypatch.setattr(module.Replay, "run", running)
+    monkeypatch.setattr(module, "Replay", Spy)
     found = run(tiny_lm, aided, contexts, Assist(neighbors=neighbors), replace(SETTINGS, steps=2))
-    rows = [(i, *text) for i, r in enumerate(aided) for text in texts_of(r, contexts, neighbors == "nap")]
-    last = {(i, template, s): subject_last(tiny_lm.tokenizer, template, s) for i, template, s, _ in rows}
-    assert not shifts[0].any()
-    moved = shifts[-1].abs().sum(-1) > 0  # (rows, tokens)
-    assert (moved.sum(-1) == 1).all()
-    # Each record has one row more, "SUBJECT is a", behind its others.
-    columns, number = moved.int().argmax(-1), 0
-    at = (columns + starts[-1]).tolist()
-    for i, request in enumerate(aided):
-        mine = [last[i, template, s] for j, template, s, _ in rows if i == j]
-        assert at[number : number + len(mine)] == mine
-        for row in range(number, number + len(mine) + 1):
-            expected = found.shifts[tiny_lm.architecture.block(1)][i]
-            # The difference of two states carries the rounding of the states.
-            torch.testing.assert_close(shifts[-1][row, columns[row]], expected, atol=1e-5, rtol=1e-4)
-        assert len(mine) == len(contexts) + len(request.edit_neighbors)
-        number += len(mine) + 1
-    assert number == len(moved)
+    site = tiny_lm.architecture.block(1)
+    assert not shifts[0][site].any()
+    number = 0
+    # Fewest tokens behind the subject first; each record has one row more, "SUBJECT is a", behind its others.
+    rows = {i: texts_of(r, contexts, neighbors == "nap") for i, r in enumerate(aided)}
+    while number < len(scenes):
+        record = int((found.shifts[site] - shifts[-1][site][number]).norm(dim=-1).argmin())
+        for template, subject, _ in rows.pop(record):
+            assert scenes[number].shifted == subject_last(tiny_lm.tokenizer, template, subject)
+            torch.testing.assert_close(shifts[-1][site][number], found.shifts[site][record])
+            number += 1
+        torch.testing.assert_close(shifts[-1][site][number], found.shifts[site][record])
+        number += 1
+    assert not rows
 
 
 def test_a_neighbor_row_says_its_text_up_to_the_subject(tiny_lm, aided, contexts):
@@ -235,7 +218,7 @@ def test_weights_by_hand(tiny_models, aided, contexts, assist, edit, beside):
     assert [row.weight for row in rows] == pytest.approx([edit] * 3 + [beside * s for s in scale[3:]], abs=1e-12)
     assert [row.share for row in rows] == pytest.approx([1 / 3] * 3 + [1 / 2] * 2)
     assert [row.even for row in rows] == pytest.approx([1 / 5] * 5)
-    per_label = RowTensors.of(lm, rows).label_weight
+    per_label = Labels.of(lm, rows).weight
     by_hand = [edit / new] * 3 * new
     for length in lengths[3:]:
         by_hand += [beside / (new if assist.weighting == "code" else length)] * length

@@ -1,16 +1,36 @@
 """Replay: kept states give what running whole rows would give, forward and backward, in every family."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from editing_core.models.hooks import steering
-from editing_core.models.replay import Replay
+from editing_core.errors import BadRequest
+from editing_core.models.hooks import answering, only_at, steering, watching
+from editing_core.models.past import NO_OPENINGS, Openings
+from editing_core.models.replay import Replay, Scene
 from tests.conftest import FAMILIES, WIDTH, tiny_model
 
-ROWS = [[5, 9, 11, 40, 3, 8, 2], [7, 7, 21], [30, 12, 13, 14, 90], [4], [50, 51, 52, 53, 54, 55]]
-STARTS = torch.tensor([2, 1, 4, 0, 0])  # within, at the end, alone, at the beginning
-SITES = {"block": lambda a: (a.block(1),), "below": lambda a: (a.block(0),), "first": lambda a: (a.down(0),)}
-SITES |= {"two": lambda a: (a.attention_out_of(1), a.down(1))}
+SCENES = [
+    Scene((5, 9, 11, 40, 3, 8, 2), 2, (5, 6)),
+    Scene((7, 7, 21), 1, (2,)),
+    Scene((30, 12, 13, 14, 90), 4, (4,)),  # at the end
+    Scene((4,), 0, (0,)),  # alone
+    Scene((50, 51, 52, 53, 54, 55), 0, (0, 3, 4)),  # at the beginning
+    Scene((60, 61, 62, 63, 64), 3, (1, 4)),  # looked at left of it, too
+]
+OPENINGS = ((), (5, 9), (30, 12, 13))
+SITES = {
+    "block": lambda a: (a.block(1),),
+    "first block": lambda a: (a.block(0),),
+    "last block": lambda a: (a.block(2),),
+    "down": lambda a: (a.down(1),),
+    "first down": lambda a: (a.down(0),),
+    "last down": lambda a: (a.down(2),),
+    "attention": lambda a: (a.attention_out_of(1),),
+    "two": lambda a: (a.attention_out_of(1), a.down(1)),
+    "last two": lambda a: (a.attention_out_of(2), a.down(2)),
+}
 
 
 def close(lm):
@@ -23,71 +43,130 @@ def lm(request):
     return tiny_model(request.param, torch.float64)
 
 
-def shifting(shift, at):
-    """Add (rows, d) to each row's token `at`."""
-    index = torch.arange(len(at))
+@pytest.fixture(params=["one group", "several groups"])
+def grouped(request, monkeypatch):
+    """Tiny rows are cheaper run together than apart, so apart has to be asked for."""
+    if request.param == "several groups":
+        monkeypatch.setattr("editing_core.models.tokens.FORWARD_COST", 0)
+
+
+def shifts_of(sites, scenes, seed=0):
+    torch.manual_seed(seed)
+    return {s: torch.randn(len(scenes), WIDTH, dtype=torch.float64, requires_grad=True) for s in sites}
+
+
+def shifting(shift, scenes):
+    index, at = torch.arange(len(scenes)), torch.tensor([scene.shifted for scene in scenes])
     return lambda state: state.index_put((index, at), shift, accumulate=True)
 
 
-def behind(hidden, starts, lengths):
-    """The tokens of whole rows from their starts on, as a list of (tokens, d)."""
-    return [hidden[i, s:n] for i, (s, n) in enumerate(zip(starts.tolist(), lengths.tolist(), strict=True))]
+def whole(lm, scenes, shifts):
+    """The looked tokens of whole rows, one forward with hooks: (looked, d)."""
+    with steering(lm.model, {site: shifting(shift, scenes) for site, shift in shifts.items()}):
+        hidden = lm.hidden(lm.batch([scene.ids for scene in scenes]))
+    return torch.stack([hidden[i, at] for i, scene in enumerate(scenes) for at in scene.looked])
 
 
-def replayed(replay):
-    """The same from a replay."""
-    return [row[:n] for row, n in zip(replay.run(), replay.batch.lengths.tolist(), strict=True)]
+def with_leads(scenes, openings):
+    """Scenes that begin like an opening say so."""
+    found = []
+    for scene in scenes:
+        number = max(range(len(openings.ids)), key=lambda n, ids=scene.ids: openings.lead(n, ids))
+        found.append(replace(scene, opening=number, lead=min(openings.lead(number, scene.ids), scene.start)))
+    return found
 
 
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("kind", SITES)
-def test_a_replay_gives_what_whole_rows_give(lm, kind):
+def test_a_replay_gives_what_whole_rows_give(lm, kind, opened):
     sites = SITES[kind](lm.architecture)
-    batch = lm.batch(ROWS)
-    replay = Replay(lm, sites)
-    whole = replay.record(batch, STARTS)
-    assert torch.equal(whole, lm.hidden(batch))
-    torch.manual_seed(0)
-    shift = torch.randn(len(ROWS), WIDTH, dtype=torch.float64, requires_grad=True)
-    weigh = torch.randn(WIDTH, dtype=torch.float64)
+    openings = Openings.run(lm, OPENINGS) if opened else NO_OPENINGS
+    scenes = with_leads(SCENES, openings) if opened else SCENES
+    assert sum(scene.lead > 0 for scene in scenes) == 2 * opened
+    replay = Replay(lm, sites, scenes, openings)
+    shifts, weigh = shifts_of(sites, scenes), torch.randn(WIDTH, dtype=torch.float64)
     with torch.enable_grad():
-        with steering(lm.model, {site: shifting(shift, STARTS) for site in sites}):
-            wanted = behind(lm.hidden(batch), STARTS, batch.lengths)
-        with steering(lm.model, {site: shifting(shift, torch.zeros_like(STARTS)) for site in sites}):
-            found = replayed(replay)
-        (gradient,) = torch.autograd.grad(sum((row @ weigh).sum() for row in wanted), shift)
-        (other,) = torch.autograd.grad(sum((row @ weigh).sum() for row in found), shift)
-    assert any((a - b).abs().max() > 1e-3 for a, b in zip(wanted, behind(whole, STARTS, batch.lengths), strict=True))
-    for a, b in zip(wanted, found, strict=True):
-        torch.testing.assert_close(b, a, **close(lm))
-    torch.testing.assert_close(other, gradient, **close(lm))
+        wanted, found = whole(lm, scenes, shifts), replay.run(shifts)
+        gradients = torch.autograd.grad((wanted @ weigh).sum(), list(shifts.values()))
+        others = torch.autograd.grad((found @ weigh).sum(), list(shifts.values()))
+    unshifted = whole(lm, scenes, {})
+    assert (wanted - unshifted).abs().max() > 1e-3
+    torch.testing.assert_close(found, wanted, **close(lm))
+    torch.testing.assert_close(others, gradients, **close(lm))
+    nothing = {site: torch.zeros_like(shift) for site, shift in shifts.items()}
+    torch.testing.assert_close(replay.run(nothing), unshifted, **close(lm))
 
 
-def test_selected_rows_replay_as_before_and_as_often_as_wanted(lm):
-    replay = Replay(lm, (lm.architecture.block(1),))
-    replay.record(lm.batch(ROWS), STARTS)
-    before = replayed(replay)
-    again = replayed(replay)
-    keep = torch.tensor([False, True, True, False, True])
-    replay.select(keep)
-    after = replayed(replay)
-    assert len(after) == 3
-    for a, b in zip(before, again, strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip([row for row, kept in zip(before, keep, strict=True) if kept], after, strict=True):
-        torch.testing.assert_close(b, a, **close(lm))
-    assert not any("forward" in vars(block) for block in replay.blocks)
+@pytest.mark.usefixtures("grouped")
+def test_anchors_are_the_unshifted_outputs(lm):
+    sites = SITES["two"](lm.architecture)
+    replay = Replay(lm, sites, SCENES)
+    with watching(lm.model, outputs=sites) as seen:
+        lm.hidden(lm.batch([scene.ids for scene in SCENES]))
+    for site in sites:
+        wanted = torch.stack([seen[site][i, scene.shifted] for i, scene in enumerate(SCENES)])
+        torch.testing.assert_close(replay.anchors[site], wanted, **close(lm))
 
 
-def test_the_blocks_below_run_no_more(lm):
-    replay = Replay(lm, (lm.architecture.block(1),))
-    replay.record(lm.batch(ROWS), STARTS)
+@pytest.mark.usefixtures("grouped")
+@pytest.mark.parametrize("kind", ["block", "two"])
+def test_selected_scenes_replay_as_before_and_as_often_as_wanted(lm, kind):
+    openings = Openings.run(lm, OPENINGS)
+    scenes = with_leads(SCENES, openings)
+    sites = SITES[kind](lm.architecture)
+    replay = Replay(lm, sites, scenes, openings)
+    shifts = shifts_of(sites, scenes)
+    before = replay.run(shifts)
+    assert torch.equal(before, replay.run(shifts))
+    for keep in ([False, True, True, False, True, True], [True, False, False, True]):
+        mask = torch.tensor(keep)
+        replay.select(mask)
+        scenes = [scene for scene, kept in zip(scenes, keep, strict=True) if kept]
+        shifts = {site: shift[mask] for site, shift in shifts.items()}
+        torch.testing.assert_close(replay.run(shifts), whole(lm, scenes, shifts), **close(lm))
 
-    def fail(*_):
-        raise AssertionError("a kept block was run")
 
-    handles = [lm.model.get_submodule(lm.architecture.down(i)).register_forward_pre_hook(fail) for i in (0, 1)]
-    try:
-        replay.run()
-    finally:
-        for handle in handles:
-            handle.remove()
+def test_nothing_is_left_on_the_model(lm):
+    replay = Replay(lm, SITES["two"](lm.architecture), SCENES)
+    shifts = shifts_of(SITES["two"](lm.architecture), SCENES)
+    replay.run(shifts)
+    with pytest.raises(ValueError, match="broken"), answering({lm.head: broken}):
+        lm.head(replay.run(shifts))
+    with pytest.raises(RuntimeError):
+        replay.run({site: shift[:, :1, None] for site, shift in shifts.items()})
+    assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
+
+
+def broken(*_args):
+    raise ValueError("broken")
+
+
+def test_an_answer_goes_back_to_the_one_before_it(lm):
+    mlp = lm.model.get_submodule(lm.architecture.mlp_of(1))
+    state = torch.randn(2, 3, WIDTH, dtype=torch.float64)
+    plain = mlp(state)
+    with answering({mlp: lambda state: state + 1}):
+        with answering({mlp: lambda state: state + 2}):
+            assert torch.equal(mlp(state), state + 2)
+        assert torch.equal(mlp(state), state + 1)
+    assert torch.equal(mlp(state), plain)
+    rows, at = torch.tensor([0, 1]), torch.tensor([2, 0])
+    with answering({mlp: only_at(mlp, rows, at)}):
+        found = mlp(state)
+    torch.testing.assert_close(found[rows, at], plain[rows, at])
+    assert not found[0, :2].any()
+    assert not found[1, 1:].any()
+
+
+def test_sites_of_two_blocks_are_refused(lm):
+    with pytest.raises(ValueError, match="one block"):
+        Replay(lm, (lm.architecture.down(0), lm.architecture.down(1)), SCENES)
+
+
+def test_a_row_longer_than_the_context_is_refused_with_its_opening(lm):
+    opening = tuple(range(1, lm.context))
+    openings = Openings.run(lm, (opening,))
+    scene = Scene((*opening, 1, 2, 3), lm.context, (lm.context + 1,), 0, len(opening))
+    with pytest.raises(BadRequest, match="at most"):
+        Replay(lm, (lm.architecture.block(1),), [scene], openings)

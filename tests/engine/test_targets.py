@@ -9,7 +9,7 @@ import torch
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps import targets as module
-from editing_core.editors.steps.rows import Objective, RowTensors, kl_row, log_perplexity
+from editing_core.editors.steps.rows import Labels, Objective, kl_row, log_perplexity
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.hooks import steering
 from editing_core.types import EditRequest
@@ -88,18 +88,19 @@ def test_a_finished_record_keeps_the_shift_it_was_judged_by(tiny_lm, requests_, 
     settings = replace(SETTINGS, stop_below=(curve[3] + curve[4]) / 2)
     found = run(tiny_lm, requests_, contexts, settings)
     for i, request in enumerate(requests_):
-        rows = RowTensors.of(tiny_lm, Objective(contexts).rows(tiny_lm, request, 0))
-        index = torch.arange(len(rows.subject))
+        rows = Objective(contexts).rows(tiny_lm, request, 0)
+        labels, subjects = Labels.of(tiny_lm, rows), torch.tensor([row.subject for row in rows])
+        index = torch.arange(len(rows))
 
-        def shift(state, rows=rows, index=index, i=i):
+        def shift(state, subjects=subjects, index=index, i=i):
             state = state.clone()
-            state[index, rows.subject] += found.shifts[site][i]
+            state[index, subjects] += found.shifts[site][i]
             return state
 
         with torch.no_grad(), steering(tiny_lm.model, {site: shift}):
-            logits = tiny_lm.logits_at(rows.batch, rows.label_row, rows.label_at)
-        nll = torch.nn.functional.cross_entropy(logits, rows.label_id, reduction="none")
-        assert float((nll * rows.label_weight).sum()) == pytest.approx(float(found.log.log_p_final[i]), abs=1e-4)
+            logits = tiny_lm.logits_at(tiny_lm.batch([row.ids for row in rows]), labels.row, labels.at)
+        nll = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
+        assert float((nll * labels.weight).sum()) == pytest.approx(float(found.log.log_p_final[i]), abs=1e-4)
 
 
 @pytest.mark.parametrize("clamp", [0.05, 0.75, 4.0])

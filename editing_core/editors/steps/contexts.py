@@ -36,6 +36,11 @@ class Contexts:
         """The text before the edit prompt."""
         return self.templates[number].partition("{}")[0]
 
+    def openings(self, lm: LanguageModel) -> tuple[tuple[int, ...], ...]:
+        """Token ids of every prefix, none for an empty one."""
+        prefixes = [self.prefix(number) for number in range(len(self))]
+        return tuple(encode(lm.tokenizer, prefix) if prefix else () for prefix in prefixes)
+
     @staticmethod
     def flat(prefixed: tuple[str, ...]) -> "Contexts":
         """All templates weigh the same (ROME)."""

@@ -6,7 +6,7 @@ neighbor assistance one row per edit neighbor, in which the shift stands at the 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,9 @@ from torch import Tensor
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import Batch, continuation, encode, subject_last
+from editing_core.models.past import Openings
+from editing_core.models.replay import Scene
+from editing_core.models.tokens import continuation, encode, subject_last
 from editing_core.types import EditRequest
 
 KL_TEMPLATE = "{} is a"
@@ -25,7 +27,8 @@ class Row:
     """One row: ids to feed, record it belongs to, subject's last token, positions and ids to predict.
 
     weight: what the row's mean label loss counts in the objective. share, even: what it counts in the mean
-    over its kind, over all rows. assists: a neighbor's row. Rows without labels are only looked at.
+    over its kind, over all rows. assists: a neighbor's row. context: number of the template it stands in. Rows without
+    labels are looked at where the subject ends.
     """
 
     ids: tuple[int, ...]
@@ -37,17 +40,12 @@ class Row:
     share: float = 0.0
     even: float = 0.0
     assists: bool = False
+    context: int = 0
 
-    @property
-    def start(self) -> int:
-        """The first token that a shift at the subject can reach or that is looked at."""
-        return min(self.subject, *self.positions) if self.positions else self.subject
-
-    def behind_start(self) -> "Row":
-        """The row without what stands left of its start."""
-        cut = self.start
-        positions = tuple(at - cut for at in self.positions)
-        return replace(self, ids=self.ids[cut:], subject=self.subject - cut, positions=positions)
+    def scene(self, openings: Openings) -> Scene:
+        """The row as a replay needs it. openings: the prefix of every template."""
+        scene = Scene(self.ids, self.subject, self.positions or (self.subject,), self.context)
+        return replace(scene, lead=min(openings.lead(self.context, self.ids), scene.start))
 
 
 @dataclass(frozen=True)
@@ -70,13 +68,15 @@ class Objective:
         for number in range(n):
             template = self.contexts.prefix(number) + request.prompt
             row = self._row(lm, template, request.subject, request.target_new, record)
-            rows.append(replace(row, weight=edit, share=1 / n, even=1 / (n + m)))
-        prefix = self.contexts.prefix(1) if self.assist.neighbors == "nap" and n > 1 else ""
+            rows.append(replace(row, weight=edit, share=1 / n, even=1 / (n + m), context=number))
+        context = 1 if self.assist.neighbors == "nap" and n > 1 else 0
+        prefix = self.contexts.prefix(context)
         for template, subject, answer in neighbors:
             row = self._row(lm, prefix + template, subject, answer, record)
             # The published code divides a neighbor's summed loss by the length of the new object, not of its own.
             scale = len(row.labels) / len(rows[0].labels) if self.assist.weighting == "code" else 1.0
-            rows.append(replace(row, weight=beside * scale, share=1 / m, even=1 / (n + m), assists=True))
+            part = replace(row, weight=beside * scale, share=1 / m, even=1 / (n + m), assists=True, context=context)
+            rows.append(part)
         return rows
 
     def neighbors_of(self, request: EditRequest) -> list[tuple[str, str, str]]:
@@ -108,28 +108,26 @@ def kl_row(lm: LanguageModel, request: EditRequest, record: int) -> Row:
 
 
 @dataclass(frozen=True, eq=False)
-class RowTensors:
-    """Rows of several records as tensors, restricted to a subset of records with `of`.
+class Labels:
+    """All labels of some rows as tensors (labels,), in the rows' order.
 
-    record, subject: (rows,). label_row, label_at, label_id: (labels,). label_weight: (labels,) so that summing
-    weight * NLL over a record's labels gives its part of the objective; label_share, label_even: the same for
-    the mean over the row's kind, over all rows; label_assists: whether it stands in a neighbor's row.
+    row, at, id: which row, after which position, which token. record: of the row. weight: so that summing weight * NLL
+    over a record's labels gives its part of the objective; share, even: the same for the mean over the row's kind, over
+    all rows. assists: whether it stands in a neighbor's row.
     """
 
-    batch: Batch
+    row: Tensor
+    at: Tensor
+    id: Tensor
     record: Tensor
-    subject: Tensor
-    label_row: Tensor
-    label_at: Tensor
-    label_id: Tensor
-    label_weight: Tensor
-    label_share: Tensor
-    label_even: Tensor
-    label_assists: Tensor
+    weight: Tensor
+    share: Tensor
+    even: Tensor
+    assists: Tensor
 
     @staticmethod
-    def of(lm: LanguageModel, rows: Sequence[Row]) -> "RowTensors":
-        """Pad and stack; records are numbered as the rows say."""
+    def of(lm: LanguageModel, rows: Sequence[Row]) -> "Labels":
+        """Records are numbered as the rows say."""
         labels = [
             (i, at, label, row)
             for i, row in enumerate(rows)
@@ -140,32 +138,23 @@ class RowTensors:
             return torch.tensor(values, dtype=torch.long, device=lm.device)
 
         def shares(name: str) -> Tensor:
-            return torch.tensor([getattr(row, name) / len(row.labels) for *_, row in labels], device=lm.device)
+            values = [getattr(row, name) / len(row.labels) for *_, row in labels]
+            return torch.tensor(values, dtype=lm.precision, device=lm.device)
 
-        return RowTensors(
-            batch=lm.batch([row.ids for row in rows]),
-            record=integers([row.record for row in rows]),
-            subject=integers([row.subject for row in rows]),
-            label_row=integers([i for i, *_ in labels]),
-            label_at=integers([at for _, at, *_ in labels]),
-            label_id=integers([label for _, _, label, _ in labels]),
-            label_weight=shares("weight"),
-            label_share=shares("share"),
-            label_even=shares("even"),
-            label_assists=torch.tensor([row.assists for *_, row in labels], dtype=torch.bool, device=lm.device),
+        return Labels(
+            row=integers([i for i, *_ in labels]),
+            at=integers([at for _, at, *_ in labels]),
+            id=integers([label for _, _, label, _ in labels]),
+            record=integers([row.record for *_, row in labels]),
+            weight=shares("weight"),
+            share=shares("share"),
+            even=shares("even"),
+            assists=torch.tensor([row.assists for *_, row in labels], dtype=torch.bool, device=lm.device),
         )
 
-    @property
-    def label_record(self) -> Tensor:
-        """(labels,) the record each label belongs to."""
-        return self.record[self.label_row]
-
-
-def nll(lm: LanguageModel, rows: RowTensors) -> tuple[Tensor, Tensor]:
-    """(labels,) negative log-likelihoods of the labels, and whether each is the model's first choice."""
-    logits = lm.logits_at(rows.batch, rows.label_row, rows.label_at)
-    losses = torch.nn.functional.cross_entropy(logits, rows.label_id, reduction="none")
-    return losses, logits.argmax(-1) == rows.label_id
+    def select(self, labels: Tensor) -> "Labels":
+        """Some of them. labels: (labels,) bool."""
+        return Labels(**{f.name: getattr(self, f.name)[labels] for f in fields(self)})
 
 
 def per_record(values: Tensor, record: Tensor, count: int) -> Tensor:
@@ -184,15 +173,17 @@ def log_perplexity(lm: LanguageModel, requests: Sequence[EditRequest], objective
     rows = [row for i, request in enumerate(requests) for row in objective.rows(lm, request, i)]
     edit, every = torch.zeros(2, len(requests), dtype=torch.float64)
     for numbers in lm.runs([len(row.ids) for row in rows]):
-        some = RowTensors.of(lm, [rows[n] for n in numbers])
-        losses, _ = nll(lm, some)
-        of_edit, of_every = row_means(losses, some, some.label_record, len(requests))
+        some = [rows[n] for n in numbers]
+        labels = Labels.of(lm, some)
+        logits = lm.logits_at(lm.batch([row.ids for row in some]), labels.row, labels.at)
+        losses = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
+        of_edit, of_every = row_means(losses, labels, labels.record, len(requests))
         edit += of_edit.cpu()
         every += of_every.cpu()
     return edit, every
 
 
-def row_means(losses: Tensor, rows: RowTensors, record: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def row_means(losses: Tensor, labels: Labels, record: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """(count,) float64 mean NLL per record over its rewriting rows, and over all its rows alike.
 
     Of some of a record's rows: their parts of these means.
@@ -200,5 +191,5 @@ def row_means(losses: Tensor, rows: RowTensors, record: Tensor, count: int) -> t
     losses, record: (labels,).
     """
     values = losses.detach().double()
-    edit = per_record(values * rows.label_share * ~rows.label_assists, record, count)
-    return edit, per_record(values * rows.label_even, record, count)
+    edit = per_record(values * labels.share * ~labels.assists, record, count)
+    return edit, per_record(values * labels.even, record, count)

@@ -10,17 +10,18 @@ NLL is over the new object's rows, and with neighbor assistance over the edit ne
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 from editing_core.editors.base import TargetLog
 from editing_core.editors.settings import TargetSettings
-from editing_core.editors.steps.rows import Objective, Row, RowTensors, kl_row, per_record, row_means
-from editing_core.models.hooks import steering, watching
+from editing_core.editors.steps.rows import Labels, Objective, Row, kl_row, per_record, row_means
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.replay import Replay
+from editing_core.models.past import Openings
+from editing_core.models.replay import Replay, Scene
 from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
 TOKENS_PER_BATCH = 12_000  # bounds the activations kept for the backward pass
@@ -29,7 +30,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Optimised targets. values, shifts: per site (n_records, width) float32, value = anchor + shift."""
+    """Optimised targets. values, shifts: per site (n_records, width) float32 or float64, value = anchor + shift."""
 
     values: dict[str, Tensor]
     shifts: dict[str, Tensor]
@@ -51,54 +52,91 @@ def optimise_targets(
     adaptive: PMET's rule, which lowers the NLL's factor to a tenth once every label comes first, and then
     stops a record as soon as kl_factor * KL <= 0.01.
     """
-    parts, done = [], 0
-    for chunk in _chunks(lm, requests, objective):
-        told = noting(watch, f"facts {done + 1}-{done + len(chunk)} of {len(requests)}")
-        parts.append(_Problem(lm, chunk, objective, sites, settings, adaptive).solve(told))
-        done += len(chunk)
+    openings = Openings.run(lm, objective.contexts.openings(lm))
+    played = [_Played.of(lm, request, objective, openings) for request in requests]
+    parts: list[Targets] = []
+    order: list[int] = []
+    for numbers in _chunks(lm, played):
+        told = noting(watch, f"facts {len(order) + 1}-{len(order) + len(numbers)} of {len(requests)}")
+        problem = _Problem(lm, [played[n] for n in numbers], openings, sites, settings, adaptive)
+        parts.append(problem.solve(told))
+        order += numbers
+    back = torch.tensor(order).argsort()
     return Targets(
-        {site: torch.cat([p.values[site] for p in parts]) for site in sites},
-        {site: torch.cat([p.shifts[site] for p in parts]) for site in sites},
-        TargetLog.join([p.log for p in parts]),
+        {site: torch.cat([p.values[site] for p in parts])[back] for site in sites},
+        {site: torch.cat([p.shifts[site] for p in parts])[back] for site in sites},
+        TargetLog.join([p.log for p in parts]).select(back),
     )
 
 
-def _chunks(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> list[list[EditRequest]]:
-    """Requests in runs whose rows stay below the token budget, in order."""
-    chunks: list[list[EditRequest]] = [[]]
+@dataclass(frozen=True, eq=False)
+class _Played:
+    """One request's rows, the KL row last, and what a replay needs of them."""
+
+    rows: list[Row]
+    scenes: list[Scene]
+
+    @staticmethod
+    def of(lm: LanguageModel, request: EditRequest, objective: Objective, openings: Openings) -> "_Played":
+        rows = [*objective.rows(lm, request, 0), kl_row(lm, request, 0)]
+        return _Played(rows, [row.scene(openings) for row in rows])
+
+    @property
+    def kept(self) -> int:
+        """Tokens that are run at all."""
+        return sum(len(scene.ids) - scene.lead for scene in self.scenes)
+
+
+def _chunks(lm: LanguageModel, played: Sequence[_Played]) -> list[list[int]]:
+    """Numbers of requests, those with the fewest tokens to run again first, in runs below the token budget."""
+    chunks: list[list[int]] = [[]]
     used = 0
-    for request in requests:
-        cost = sum(len(row.ids) for row in objective.rows(lm, request, 0))
+    for number in sorted(range(len(played)), key=lambda n: max(scene.again for scene in played[n].scenes)):
+        cost = played[number].kept
         if chunks[-1] and used + cost > lm.at_most(TOKENS_PER_BATCH):
             chunks.append([])
             used = 0
-        chunks[-1].append(request)
+        chunks[-1].append(number)
         used += cost
     return chunks
 
 
 class _Problem:
-    """The optimisation of one chunk of records; its state shrinks as records finish."""
+    """The optimisation of one chunk of records; its state shrinks as records finish.
+
+    Records are numbered as in the chunk; `place` is a record's number among those still active.
+    """
 
     def __init__(
         self,
         lm: LanguageModel,
-        requests: Sequence[EditRequest],
-        objective: Objective,
+        played: Sequence[_Played],
+        openings: Openings,
         sites: Sequence[str],
         settings: TargetSettings,
         adaptive: bool,
     ) -> None:
         self.lm, self.sites, self.settings, self.adaptive = lm, tuple(sites), settings, adaptive
-        self.count = len(requests)
-        self.rows: list[list[Row]] = [[*objective.rows(lm, r, i), kl_row(lm, r, i)] for i, r in enumerate(requests)]
-        self.active = torch.arange(self.count, device=lm.device)
-        self.replay = Replay(lm, self.sites)
+        self.count = len(played)
+        rows = [replace(row, record=record) for record, of_one in enumerate(played) for row in of_one.rows]
+        scenes = [scene for of_one in played for scene in of_one.scenes]
+        self.replay = Replay(lm, self.sites, scenes, openings)
+        self.labels = Labels.of(lm, rows)
+        self.assisted = any(row.assists for row in rows)
+
+        def numbers(values: list[int]) -> Tensor:
+            return torch.tensor(values, device=lm.device)
+
+        self.row_record = numbers([row.record for row in rows])
+        looked = [(row.record, not row.labels) for row, scene in zip(rows, scenes, strict=True) for _ in scene.looked]
+        self.looked_record, self.looked_kl = numbers([r for r, _ in looked]), numbers([kl for _, kl in looked]).bool()
+        self.active = self.place = torch.arange(self.count, device=lm.device)
+        first = [0, *accumulate(len(of_one.rows) for of_one in played)][:-1]  # the bare prompt
+        self._start(torch.stack([self.replay.anchors[site][first] for site in self.sites]).to(lm.precision))
 
     def solve(self, watch: Callable[[Step], None]) -> Targets:
         """Run Adam until every record is finished or the steps are used up."""
         s = self.settings
-        self._start()
         history: list[dict[str, float]] = []
         for number in range(s.steps):
             with torch.enable_grad():
@@ -123,21 +161,9 @@ class _Problem:
         self._store()
         return self._result(tuple(history))
 
-    @torch.no_grad()
-    def _start(self) -> None:
-        """One plain forward of whole rows: anchors, the unshifted KL distribution, and what replays keep.
-
-        From then on rows begin where the shift does.
-        """
-        whole = self._arrange()
-        starts = torch.tensor([row.start for row in whole], device=self.lm.device)
-        t, rows = self.tensors, self.identity
-        with watching(self.lm.model, outputs=self.sites) as seen:
-            hidden = self.replay.record(t.batch, starts)
-        self.anchor = torch.stack([seen[site][rows, t.subject[rows]].float() for site in self.sites])  # (sites, n, d)
-        self.kl_before = self._kl_logits(hidden).log_softmax(-1)
-        self.rows = [[row.behind_start() for row in rows] for rows in self.rows]
-        self._arrange()
+    def _start(self, anchor: Tensor) -> None:
+        """Nothing shifted yet. anchor: (sites, n, d)."""
+        self.anchor = anchor
         self.anchor_norm = self.anchor.norm(dim=-1)  # (sites, n)
         width = self.anchor.shape[-1]
         unit = self.anchor_norm / width**0.5 if self.settings.relative_rate else torch.ones_like(self.anchor_norm)
@@ -147,63 +173,40 @@ class _Problem:
         self.factor = torch.ones(self.count, device=self.lm.device)
         n, device = self.count, self.lm.device
         self.log_p_initial, self.log_p_final, self.log_p_all = torch.zeros(3, n, dtype=torch.float64, device=device)
-        self.last_factor = torch.ones(n, dtype=torch.float32, device=device)
+        self.last_factor = torch.ones_like(self.factor)
         self.steps = torch.zeros(n, dtype=torch.long, device=device)
         self.finite = torch.ones(n, dtype=torch.bool, device=device)
-        self.result, self.anchors = torch.zeros_like(self.anchor), self.anchor.clone()
-
-    def _arrange(self) -> list[Row]:
-        """The rows of the active records in order, and tensors for them."""
-        numbers = {int(record): i for i, record in enumerate(self.active)}
-        rows = [row for record in numbers for row in self.rows[record]]
-        self.tensors = RowTensors.of(self.lm, rows)
-        self.record = torch.tensor([numbers[row.record] for row in rows], device=self.lm.device)
-        self.identity = torch.tensor([i for i, row in enumerate(rows) if row is self.rows[row.record][0]])
-        self.kl_rows = torch.tensor([i for i, row in enumerate(rows) if not row.labels])
-        self.assisted = any(row.assists for row in rows)
-        return rows
+        self.result = torch.zeros_like(self.anchor)
+        self.kl_before: Tensor | None = None
 
     def _terms(self) -> tuple[dict[str, Tensor], Tensor]:
         """Loss terms, each (n_active,), and whether all labels of a record come first."""
-        t, n = self.tensors, len(self.active)
-        index = torch.arange(len(t.subject), device=self.lm.device)
-
-        def shifted(number: int) -> Callable[[Tensor], Tensor]:
-            def change(state: Tensor) -> Tensor:
-                return state.index_put(
-                    (index, t.subject), self.delta[number][self.record].to(state.dtype), accumulate=True
-                )
-
-            return change
-
-        changes = {site: shifted(i) for i, site in enumerate(self.sites)}
-        with steering(self.lm.model, changes):
-            hidden = self.replay.run()
-        logits = self.lm.head(hidden[t.label_row, t.label_at]).float()
-        losses = torch.nn.functional.cross_entropy(logits, t.label_id, reduction="none")
-        owner = self.record[t.label_row]
-        edit, every = row_means(losses, t, owner, n)
-        counts = t.label_weight > 0
-        wrong = per_record(((logits.detach().argmax(-1) != t.label_id) & counts).float(), owner, n)
-        after = self._kl_logits(hidden).log_softmax(-1)
+        labels, n = self.labels, len(self.active)
+        rows = self.place[self.row_record]
+        hidden = self.replay.run({site: self.delta[i][rows] for i, site in enumerate(self.sites)})
+        every_logits = self.lm.logits(hidden)  # at once: the head's weights are read once
+        logits = every_logits[~self.looked_kl]
+        losses = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
+        owner = self.place[labels.record]
+        edit, every = row_means(losses, labels, owner, n)
+        counts = labels.weight > 0
+        wrong = per_record(((logits.detach().argmax(-1) != labels.id) & counts).float(), owner, n)
+        after = every_logits[self.looked_kl].log_softmax(-1)
+        if self.kl_before is None:
+            self.kl_before = after.detach()  # nothing is shifted yet
         kl = (after.exp() * (after - self.kl_before)).sum(-1)
         # A norm whose gradient at zero is zero, also where a row is exactly zero.
         norm = torch.where(self.delta.abs().sum(-1) > 0, self.delta.norm(dim=-1), torch.zeros_like(self.anchor_norm))
         terms = {
-            "nll": per_record(losses * t.label_weight, owner, n),
+            "nll": per_record(losses * labels.weight, owner, n),
             "target": edit,
             "all": every,
             "kl": self.settings.kl_factor * kl,
             "decay": self.settings.decay * (norm / self.anchor_norm**2).sum(0),
         }
         if self.assisted:
-            terms["neighbor"] = per_record(losses.detach() * t.label_share * t.label_assists, owner, n)
+            terms["neighbor"] = per_record(losses.detach() * labels.share * labels.assists, owner, n)
         return terms, wrong == 0
-
-    def _kl_logits(self, hidden: Tensor) -> Tensor:
-        """(n_active, vocabulary) at the subject's last token of the KL rows, by record order."""
-        logits: Tensor = self.lm.head(hidden[self.kl_rows, self.tensors.subject[self.kl_rows]]).float()
-        return logits
 
     def _finished(self, loss: Tensor, kl: Tensor, right: Tensor) -> Tensor:
         """(n_active,) which records stop here; updates PMET's factor for the next step."""
@@ -231,22 +234,27 @@ class _Problem:
     def _drop(self, finished: Tensor) -> None:
         """Keep finished records' shifts as they were when judged, and go on with the others."""
         self.result[:, self.active[finished]] = self.previous[:, finished]
+        assert self.kl_before is not None
         keep = ~finished
-        kept_rows = keep[self.record]
         self.active = self.active[keep]
         self.delta = self.delta.detach()[:, keep].requires_grad_()
         self.moment1, self.moment2 = self.moment1[:, keep], self.moment2[:, keep]
         self.rate, self.anchor_norm = self.rate[:, keep], self.anchor_norm[:, keep]
         self.kl_before, self.factor = self.kl_before[keep], self.factor[keep]
-        self._arrange()
-        self.replay.select(kept_rows)
+        rows, looked = keep[self.place[self.row_record]], keep[self.place[self.looked_record]]
+        self.labels = self.labels.select(keep[self.place[self.labels.record]])
+        self.row_record = self.row_record[rows]
+        self.looked_record, self.looked_kl = self.looked_record[looked], self.looked_kl[looked]
+        self.replay.select(rows)
+        self.place = torch.zeros_like(self.place)
+        self.place[self.active] = torch.arange(len(self.active), device=self.lm.device)
 
     def _store(self) -> None:
         self.result[:, self.active] = self.delta.detach()
 
     def _result(self, history: tuple[dict[str, float], ...]) -> Targets:
         norms = self.result.norm(dim=-1)
-        clamped = (norms >= self.settings.clamp * self.anchors.norm(dim=-1) * (1 - 1e-4)).any(0)
+        clamped = (norms >= self.settings.clamp * self.anchor.norm(dim=-1) * (1 - 1e-4)).any(0)
         log = TargetLog(
             self.log_p_initial.cpu(),
             self.log_p_final.cpu(),
@@ -259,5 +267,5 @@ class _Problem:
             history,
         )
         shifts = {site: self.result[i] for i, site in enumerate(self.sites)}
-        values = {site: self.anchors[i] + self.result[i] for i, site in enumerate(self.sites)}
+        values = {site: self.anchor[i] + self.result[i] for i, site in enumerate(self.sites)}
         return Targets(values, shifts, log)

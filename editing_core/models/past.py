@@ -1,0 +1,119 @@
+"""Past: keys and values of tokens before rows, computed once and shared by all rows that stand behind them.
+
+Rows of an edit begin alike: every fact's rows stand behind the same few prefixes. What attention needs of a
+prefix depends on nothing behind it, so it is computed once per prefix and not once per row.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.tokens import Batch
+
+
+@dataclass(frozen=True, eq=False)
+class Past:
+    """Layer -> keys and values, each (rows, heads, slots, width), and mask (rows, slots), 1 where a slot counts."""
+
+    layers: dict[int, tuple[Tensor, Tensor]]
+    mask: Tensor
+
+    @staticmethod
+    def nothing(rows: int, device: torch.device) -> "Past":
+        """No token before any row."""
+        return Past({}, torch.zeros(rows, 0, dtype=torch.long, device=device))
+
+    @property
+    def slots(self) -> int:
+        """Most tokens before any row."""
+        return self.mask.shape[1]
+
+    def select(self, rows: Tensor) -> "Past":
+        """That of some rows, by numbers or truth values."""
+        return Past({i: (keys[rows], values[rows]) for i, (keys, values) in self.layers.items()}, self.mask[rows])
+
+    def cache(self, depth: int) -> DynamicCache:
+        """For a forward of a model of so many blocks; blocks without an entry must not run their attention."""
+        cache = DynamicCache()
+        if self.slots:
+            cache.layers = [self._entry(i) for i in range(depth)]
+        return cache
+
+    def _entry(self, layer: int) -> DynamicLayer:
+        entry = DynamicLayer()
+        # The length of the past is read off the first entry, so also blocks that do not run have one.
+        nothing = self.mask.new_zeros(1, 1, 1, 1).expand(len(self.mask), 1, self.slots, 1)
+        keys, values = self.layers.get(layer, (nothing, nothing))
+        entry.lazy_initialization(keys, values)
+        entry.keys, entry.values = keys, values
+        return entry
+
+    @staticmethod
+    def kept(cache: DynamicCache, layers: Sequence[int], mask: Tensor) -> "Past":
+        """The first slots of a cache that a forward has filled, as many as mask (rows, slots) has."""
+        width = mask.shape[1]
+        found: dict[int, tuple[Tensor, Tensor]] = {}
+        for i in layers:
+            entry = cache.layers[i]
+            assert isinstance(entry, DynamicLayer)
+            assert entry.keys is not None
+            assert entry.values is not None
+            found[i] = entry.keys[:, :, :width].contiguous(), entry.values[:, :, :width].contiguous()
+        return Past(found, mask)
+
+
+def continued(lm: LanguageModel, rows: Sequence[Sequence[int]], past: Past, before: Tensor) -> Batch:
+    """Rows behind a past, padded on the right. before: (rows,) how many tokens of the past count."""
+    batch = lm.batch(rows)
+    if not past.slots:
+        return batch
+    lm.check_length(int((before + batch.lengths).max()))
+    positions = before[:, None] + torch.arange(batch.ids.shape[1], device=lm.device)
+    return Batch(
+        batch.ids, torch.cat([past.mask, batch.mask], dim=1), batch.lengths, positions.clamp(max=lm.context - 1)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Openings:
+    """Token rows that other rows begin with, and their past under the weights as they were; None if all are empty."""
+
+    ids: tuple[tuple[int, ...], ...] = ((),)
+    past: Past | None = None
+
+    @staticmethod
+    @torch.no_grad()
+    def run(lm: LanguageModel, ids: Sequence[Sequence[int]]) -> "Openings":
+        """Run each of them once."""
+        rows = tuple(tuple(row) for row in ids)
+        if not any(rows):
+            return Openings(rows)
+        batch = lm.batch([row or (0,) for row in rows])
+        cache = Past.nothing(len(rows), lm.device).cache(lm.layers)
+        nowhere = torch.zeros(0, dtype=torch.long, device=lm.device)
+        with lm.looking_at(nowhere, nowhere):
+            lm.hidden(batch, cache)
+        return Openings(rows, Past.kept(cache, range(lm.layers), batch.mask))
+
+    def lead(self, number: int, row: Sequence[int]) -> int:
+        """With how many tokens of an opening the row begins."""
+        opening = self.ids[number]
+        differing = (i for i, (a, b) in enumerate(zip(row, opening, strict=False)) if a != b)
+        return next(differing, min(len(row), len(opening)))
+
+    def before(self, numbers: Tensor, leads: Tensor) -> Past:
+        """The past of new rows (rows,): the first `leads` tokens of the openings of these numbers."""
+        if self.past is None:
+            return Past.nothing(len(numbers), numbers.device)
+        width = int(leads.max())
+        mask = (torch.arange(width, device=leads.device) < leads[:, None]).long()
+        layers = self.past.layers.items()
+        return Past({i: (keys[numbers, :, :width], values[numbers, :, :width]) for i, (keys, values) in layers}, mask)
+
+
+NO_OPENINGS = Openings()
