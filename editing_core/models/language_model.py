@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import wraps
+from functools import cached_property, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -103,6 +103,15 @@ class LanguageModel:
     def layers(self) -> int:
         """Number of blocks."""
         return len(list(self.model.get_submodule(self.architecture.blocks).children()))
+
+    @cached_property
+    def blocks_give_tuples(self) -> bool:
+        """Whether a block gives its state as the first of several values, as those of some families do."""
+        width = self.model.config.get_text_config().hidden_size
+        state = torch.zeros(1, 1, width, dtype=self.model.dtype, device=self.device)
+        attention = self.model.get_submodule(self.architecture.attention_of(0))
+        with torch.no_grad(), answering({attention: lambda *_, **__: (state, None)}):
+            return isinstance(self.model.get_submodule(self.architecture.block(0))(state), tuple)
 
     @property
     def context(self) -> int:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from editing_core.models.hooks import Forward, answering, kept_but_at, state_of, watching
+from editing_core.models.blocks import behind, entered
+from editing_core.models.hooks import answering, kept_but_at, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.past import NO_OPENINGS, Openings, Past, continued
 from editing_core.models.tokens import Batch
@@ -99,10 +100,7 @@ class _Group:
 
     def __init__(self, lm: LanguageModel, sites: Sequence[str], scenes: Sequence[Scene], openings: Openings) -> None:
         self.lm, self.layer = lm, _layer_of(lm, sites)
-        names = lm.architecture
-        self.block, self.attention, self.down = (
-            lm.model.get_submodule(name(self.layer)) for name in (names.block, names.attention_of, names.down)
-        )
+        self.down = lm.model.get_submodule(lm.architecture.down(self.layer))
         self.next = _first_steps(lm, self.layer + 1)
         self._record(sites, scenes, openings)
 
@@ -120,9 +118,7 @@ class _Group:
         own = continued(lm, [scene.ids[scene.lead :] for scene in scenes], past, leads)
         cache = past.cache(lm.layers)
         with watching(lm.model, [*sites, block, attention, *self.next], [block]) as seen, self._looking(leads[:0]):
-            handle = self.block.register_forward_hook(self._see_kind)
             lm.hidden(own, cache)
-            handle.remove()
         starts, shifted = numbers([s.start - s.lead for s in scenes]), numbers([s.shifted - s.lead for s in scenes])
         self.rows = torch.arange(len(scenes), device=lm.device)
         self.anchors = {site: seen[site][self.rows, shifted] for site in sites}
@@ -144,17 +140,17 @@ class _Group:
 
     def run(self, shifts: Mapping[str, Tensor]) -> Tensor:
         """(looked tokens, d) with shifts (rows, width)."""
-        lm, state = self.lm, self._shifted(shifts)
-        below = [lm.model.get_submodule(lm.architecture.block(i)) for i in range(self.layer + 1)]
-        answers: dict[nn.Module, Forward] = dict.fromkeys(below, lambda *_, **__: (state,) if self.as_tuple else state)
-        for name, module in self.next.items():
-            answers[module] = kept_but_at(module, self.kept[name], self.rows, self.shifted)
-        with answering(answers), self._looking(self.looked_row, self.looked_at):
+        lm = self.lm
+        answers = {
+            module: kept_but_at(module, self.kept[name], self.rows, self.shifted) for name, module in self.next.items()
+        }
+        with (
+            behind(lm, self.layer, self._shifted(shifts)),
+            answering(answers),
+            self._looking(self.looked_row, self.looked_at),
+        ):
             hidden = lm.hidden(self.batch, self.past.cache(lm.layers))
         return hidden[self.looked_row, self.looked_at]
-
-    def _see_kind(self, _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-        self.as_tuple = isinstance(output, tuple)  # as blocks of some families give their state
 
     def _looking(self, rows: Tensor, positions: Tensor | None = None) -> AbstractContextManager[None]:
         """The last block spares what is not looked at, unless it is the one that is shifted."""
@@ -173,9 +169,7 @@ class _Group:
             return self.state.index_put(at, whole[:, 0], accumulate=True)
         attended = self.attended + own.get(names.attention_out_of(self.layer), 0)
         shift, run = own.get(names.down(self.layer), 0), self.down.forward
-        answers: dict[nn.Module, Forward] = {self.attention: lambda *_, **__: (attended, None)}
-        with answering(answers | {self.down: lambda key: run(key) + shift}):
-            found = state_of(self.block(self.entry))
+        found = entered(self.lm, self.layer, self.entry, attended, {self.down: lambda key: run(key) + shift})
         return self.state.index_put(at, (found if whole is None else found + whole)[:, 0])
 
     def select(self, rows: Tensor) -> None:

@@ -150,7 +150,8 @@ def test_one_layer_of_memit_falls_short_as_the_closed_form_says(tiny_lm, request
     residual = (targets - present).T
     (update,) = delta.updates.values()
     left = residual - update.dense() @ keys
-    torch.testing.assert_close(left, residual @ torch.linalg.inv(torch.eye(2).double() + gram), atol=1e-8, rtol=1e-8)
+    # The keys here and those inside are float32 sums, taken in different orders.
+    torch.testing.assert_close(left, residual @ torch.linalg.inv(torch.eye(2).double() + gram), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(("share", "weight"), [(float, 1e-6), (lambda remaining: remaining**0.5, 1e-6)])

@@ -36,6 +36,11 @@ class Contexts:
         """The text before the edit prompt."""
         return self.templates[number].partition("{}")[0]
 
+    @property
+    def prefixed(self) -> "Contexts":
+        """All but the bare template."""
+        return Contexts(self.templates[1:], self.weights[1:])
+
     def openings(self, lm: LanguageModel) -> tuple[tuple[int, ...], ...]:
         """Token ids of every prefix, none for an empty one."""
         prefixes = [self.prefix(number) for number in range(len(self))]

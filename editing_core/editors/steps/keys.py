@@ -2,7 +2,7 @@
 
 A key is the input of an MLP down-projection there, averaged over the context templates; a value is the
 output of some module there on the bare prompt. Prompts are cut behind the subject: by causality nothing
-to its right matters.
+to its right matters. For keys of several layers, the lower ones changed in between, see `staged.py`.
 """
 
 from collections.abc import Sequence
@@ -19,10 +19,14 @@ from editing_core.models.tokens import subject_last
 
 @dataclass(frozen=True, eq=False)
 class SubjectRows:
-    """Token rows that end with the subject's last token, records slowest: (n_records * n_templates)."""
+    """Token rows that end with the subject's last token, records slowest: (n_records * n_templates).
+
+    openings: token ids of every template's prefix.
+    """
 
     ids: tuple[tuple[int, ...], ...]
     templates: int
+    openings: tuple[tuple[int, ...], ...] = ()
 
     @staticmethod
     def of(lm: LanguageModel, places: Sequence[tuple[str, str]], contexts: Contexts) -> "SubjectRows":
@@ -34,7 +38,7 @@ class SubjectRows:
                 last = subject_last(lm.tokenizer, template, subject)
                 ids = lm.tokenizer(template.replace("{}", subject))["input_ids"]
                 rows.append(tuple(ids[: last + 1]))
-        return SubjectRows(tuple(rows), len(contexts))
+        return SubjectRows(tuple(rows), len(contexts), contexts.openings(lm))
 
 
 @fitted

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.covariance import Covariance
-from editing_core.editors.steps.keys import SubjectRows, keys_of, states_at_subject
+from editing_core.editors.steps.keys import SubjectRows, average
 from editing_core.editors.steps.rows import Objective
+from editing_core.editors.steps.staged import Staged
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
@@ -92,19 +93,21 @@ class Spread:
         Keys and residuals are measured anew at every layer, with the layers below already changed.
         """
         places, contexts = [r.place for r in requests], self.objective.contexts
-        bare = SubjectRows.of(lm, places, Contexts())
-        rows = SubjectRows.of(lm, places, contexts)
-        beside = SubjectRows.of(lm, self._protected(requests), Contexts())
+        bare = Staged(lm, SubjectRows.of(lm, places, Contexts()))
+        prefixed = Staged(lm, SubjectRows.of(lm, places, contexts.prefixed)) if len(contexts) > 1 else None
+        protected = self._protected(requests)
+        beside = Staged(lm, SubjectRows.of(lm, protected, Contexts())) if protected else None
         total = WeightDelta()
         layers = sorted(self.layers)
         with ExitStack() as stack:
             for i, layer in enumerate(layers):
                 watch(Step("spread", i + 1, len(layers), note=f"layer {layer}"))
-                keys = keys_of(lm, rows, contexts, layer)
-                protected = keys_of(lm, beside, Contexts(), layer) if beside.ids else keys[:, :0]
-                residual = targets.double() - states_at_subject(lm, bare, self.site)[:, 0]
+                of_templates = torch.cat([rows.keys(layer) for rows in (bare, prefixed) if rows], dim=1)
+                keys = average(of_templates, contexts).T
+                kept = beside.keys(layer)[:, 0].T if beside else keys[:, :0]
+                residual = targets.double() - bare.outputs(self.site)[:, 0]
                 left = (residual / self.share(len(layers) - i)).T  # (d, n)
-                right = self.solve(layer, keys, protected).T  # (n, d_in)
+                right = self.solve(layer, keys, kept).T  # (n, d_in)
                 piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
                 stack.enter_context(piece.applied(lm.model))
                 total += piece
