@@ -25,11 +25,11 @@ from components.runs_tab import RunsTab
 from editing_core import paths
 from editing_core.bench.desk import Desk, Limits
 from editing_core.bench.executors import LOOK, Dispatcher, executor_of
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import EditingError
 from editing_core.models.catalog import DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 
 log = logging.getLogger(__name__)
 

@@ -18,12 +18,12 @@ from transformers.pytorch_utils import Conv1D
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.rows import Objective, kl_row
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models.hooks import Change, steering, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import continuation, subject_last
+from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest
 
 Tensors = Mapping[str, Tensor]  # by site or by parameter

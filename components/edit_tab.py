@@ -21,12 +21,12 @@ from editing_core.data.encoder import Encoder, encoder_of, neighbor_distances
 from editing_core.data.examples import example
 from editing_core.data.suggest import Suggestion, suggest
 from editing_core.editors.assist import Assist
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
 from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import look, run_edit
+from editing_core.statistics.covariance import CovarianceStore
 from editing_core.types import EditRequest, Watch
 
 log = logging.getLogger(__name__)

@@ -5,10 +5,10 @@ from html import escape
 
 import gradio as gr
 
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.models.catalog import CATALOG, DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 
 NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and see what else changed</small></h1>"
 

@@ -13,20 +13,19 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from editing_core import cli_bench, cli_plan, cli_runs
-from editing_core.cli_plan import add_model, add_plan, end_progress, iteration_lines, pairs, progress, read_plan
+from editing_core import cli_bench, cli_plan, cli_runs, cli_stats
+from editing_core.cli_plan import add_plan, end_progress, iteration_lines, progress, read_plan
 from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
 from editing_core.data.problems import BadRecords
 from editing_core.data.table import neighbor_of, read_edits
 from editing_core.editors.recipes import Recipe
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
-from editing_core.errors import BadRequest, BadSetting, EditingError
+from editing_core.errors import BadRequest, EditingError
 from editing_core.evaluation.consistency import bundled_references
 from editing_core.models.adapter import save_adapter
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
-from editing_core.registry import EDITORS, editor_row
+from editing_core.registry import EDITORS
 from editing_core.runs.export import html_page, write_text
 from editing_core.runs.record import RunResult
 from editing_core.session import look, planned, run_edit
@@ -82,14 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         ("presets", _presets, "the switches of clean and faithful"),
     ):
         commands.add_parser(name, help=text).set_defaults(command=command)
-    stats = commands.add_parser("stats", help="show or collect the covariance statistics of a model")
-    add_model(stats)
-    stats.add_argument("--editor", default="memit")
-    stats.add_argument(
-        "--collect", type=Path, nargs="?", const=Path(), metavar="TEXTFILE", help="one document per line"
-    )
-    stats.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for edit, e.g. layers=0,1")
-    stats.set_defaults(command=_stats)
+    cli_stats.add(commands)
     return parser
 
 
@@ -249,29 +241,3 @@ def _changes(recipe: Recipe) -> str:
         if own
     )
     return "; ".join(told) or "the preset as it is"
-
-
-def _stats(options: argparse.Namespace) -> None:
-    lm, store = cli_plan.load_model(options.model, options.dtype), CovarianceStore()
-    row = editor_row(options.editor)
-    layers = list(row.layers(row.preset(options.model).settings.changed(pairs(options.set))))
-    if layers and max(layers) >= lm.layers:
-        raise BadSetting(
-            f"{row.label} wants layer {max(layers)}, {lm.name} has layers 0 to {lm.layers - 1}; name others with --set."
-        )
-    corpus = Corpus.bundled(lm.name) or store.corpus_of(lm)
-    if options.collect and options.collect != Path():
-        store.remember(lm, Corpus.of_file(options.collect))
-        corpus = store.corpus_of(lm)
-    if corpus is None:
-        print(f"{lm.name}: no statistics; collect them with --collect TEXTFILE (one document per line).")
-        return
-    if options.collect is not None and not store.has(lm, layers, corpus):
-        seconds, size = store.estimate(lm, layers, corpus)
-        print(f"Collecting layers {layers}: about {seconds:.0f} s and {size / 2**20:.0f} MB.", flush=True)
-        store.collect(lm, layers, corpus, progress)
-        end_progress()
-    for layer in layers:
-        there = store.has(lm, [layer], corpus)
-        tokens = f"{store.get(lm, layer, corpus).tokens:,} tokens of {corpus.name}" if there else "not collected"
-        print(f"{lm.name} layer {layer}: {tokens}")

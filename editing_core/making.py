@@ -7,11 +7,11 @@ from editing_core.data.pool import silent, unedited
 from editing_core.data.subjects import known_facts, subject_places
 from editing_core.editors.base import Editor
 from editing_core.editors.materials import Alike, Materials
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.errors import BadSetting
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 
@@ -55,6 +55,15 @@ def build_editor(
         alike=lambda asked, known, count, own: _alike(lm, asked, known, count, own),
     )
     return row.build(plan.settings, materials)
+
+
+def statistics_remark(lm: LanguageModel, plan: EditPlan, store: CovarianceStore) -> tuple[str, ...]:
+    """What is to know of the statistics that the plan's editor was built with; mostly nothing."""
+    row, corpus = editor_row(plan.editor), Corpus.bundled(lm.name) or store.corpus_of(lm)
+    if corpus is None or not row.needs_statistics(plan.settings):
+        return ()
+    remarks = [store.get(lm, layer, corpus).remark for layer in row.layers(plan.settings)]
+    return tuple(f"Key statistics: {remark[0].lower()}{remark[1:]}" for remark in dict.fromkeys(remarks) if remark)
 
 
 def _alike(lm: LanguageModel, asked: Sequence[str], known: Sequence[str], count: int, own: bool) -> Alike:

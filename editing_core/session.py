@@ -13,7 +13,6 @@ from editing_core.conventions import Conventions
 from editing_core.data.prompts import with_prompts
 from editing_core.editors.assist import Assist
 from editing_core.editors.iterative import Iterative
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, NotFinite
 from editing_core.evaluation.consistency import References
@@ -21,12 +20,13 @@ from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
-from editing_core.making import build_editor
+from editing_core.making import build_editor, statistics_remark
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.journal import NOTHING_KEPT, Journal
 from editing_core.runs.record import SCHEMA, EditPlan, RunResult, with_targets
+from editing_core.statistics.covariance import CovarianceStore
 from editing_core.story import Stage, Story
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
@@ -121,7 +121,8 @@ def set_stage(
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
     ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
     ready = evaluator.prepared(lm, ready)
-    return Stage(lm, ready, build_editor(lm, ready, plan, store, watch, pool), evaluator, notes)
+    editor = build_editor(lm, ready, plan, store, watch, pool)
+    return Stage(lm, ready, editor, evaluator, (*notes, *statistics_remark(lm, plan, store)))
 
 
 def assisted(

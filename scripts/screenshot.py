@@ -8,8 +8,8 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 import app
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.models.host import ModelHost
+from editing_core.statistics.covariance import CovarianceStore
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "screenshot.png"
 ARGUMENTS = [

@@ -45,7 +45,11 @@ def test_components_never_import_torch(path):
 @pytest.mark.parametrize(
     ("folder", "above"),
     [
-        ("models", ("editors", "evaluation", "runs", "data", "session", "registry", "charts", "bench", "cli")),
+        (
+            "models",
+            ("statistics", "editors", "evaluation", "runs", "data", "session", "registry", "charts", "bench", "cli"),
+        ),
+        ("statistics", ("editors", "evaluation", "runs", "data", "session", "registry", "charts", "bench", "cli")),
         ("evaluation", ("editors", "runs", "data", "session", "registry", "charts", "bench", "cli")),
         ("editors", ("evaluation", "runs", "data", "session", "registry", "charts", "bench", "cli")),
         ("data", ("editors", "evaluation", "runs", "session", "registry", "charts", "bench", "cli")),

@@ -19,7 +19,6 @@ import pandas as pd
 
 from editing_core.conventions import Conventions
 from editing_core.editors.iterative import Iterative, Round
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
@@ -29,6 +28,7 @@ from editing_core.runs.journal import NOTHING_KEPT, Journal, Tables, Unit, Withi
 from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import finished, run_stage, set_stage
 from editing_core.settings import Settings, setting
+from editing_core.statistics.covariance import CovarianceStore
 from editing_core.story import Stage, has_begun
 from editing_core.types import EditRequest, Probe, Row, Watch, ignore, noting
 

@@ -19,7 +19,6 @@ from editing_core.data.pool import true_facts
 from editing_core.data.table import PROBES, TEXTS
 from editing_core.data.texts import read_texts
 from editing_core.editors.assist import Assist
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.errors import BadRequest
 from editing_core.evaluation.consistency import References, bundled_references, read_references
 from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
@@ -30,6 +29,7 @@ from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.journal import NOTHING_KEPT, Journal
+from editing_core.statistics.covariance import CovarianceStore
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 FEW = 100  # records where a configuration does not say how many

@@ -16,12 +16,12 @@ from torch import Tensor
 from editing_core.editors.base import Editor, EditOutcome
 from editing_core.editors.memit import write_block_targets
 from editing_core.editors.settings import SpreadSettings
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, keys_of
 from editing_core.editors.steps.rows import Objective
 from editing_core.errors import BadSetting
 from editing_core.models.language_model import LanguageModel
 from editing_core.settings import setting
+from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest, Watch, ignore
 
 
@@ -49,7 +49,8 @@ def null_space(covariance: Covariance, threshold: float, relative: bool) -> Tens
     Absolute: eigenvalues below the threshold. Relative: all but the fewest largest ones that together hold the
     share `threshold` of the trace. BadSetting when nothing is left free.
     """
-    values, vectors = torch.linalg.eigh((covariance.matrix + covariance.matrix.T) / 2)
+    matrix = covariance.matrix
+    values, vectors = torch.linalg.eigh((matrix + matrix.T) / 2)
     values = values.clamp(min=0)
     if relative:
         held = values.flip(0).cumsum(0).flip(0)  # of this and all larger ones

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from editing_core.conventions import CLEAN, Conventions
 from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Corpus, Covariance, CovarianceStore
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.subjects import subject_moments
 from editing_core.errors import BadRequest, StatisticsMissing
 from editing_core.models.language_model import LanguageModel
+from editing_core.statistics.covariance import Covariance, CovarianceStore, TextSource
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 
@@ -34,7 +34,7 @@ class Materials:
 
     lm: LanguageModel
     store: CovarianceStore
-    corpus: Corpus | None
+    corpus: TextSource | None
     seed: int = 0
     assist: Assist = field(default_factory=Assist)
     conventions: Conventions = CLEAN

@@ -16,13 +16,13 @@ from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
 from editing_core.editors.settings import TargetSettings
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, average, states_at_subject
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.settings import setting
+from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest, Step, Watch, ignore
 
 KEYS = ("averaged", "bare", "mixed")

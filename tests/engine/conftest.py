@@ -4,11 +4,11 @@ import pytest
 
 from editing_core import paths
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 from editing_core.types import EditRequest, Probe
 
 LAYERS = (0, 1)
@@ -79,5 +79,5 @@ def statistics(tmp_path_factory, tiny_models, corpus):
     """A store that has statistics of the tiny model."""
     store, lm = CovarianceStore(tmp_path_factory.mktemp("protocols")), tiny_models("gpt2")
     store.remember(lm, corpus)
-    store.collect(lm, list(LAYERS), store.corpus_of(lm))
+    store.collect(lm, list(LAYERS), corpus)
     return store

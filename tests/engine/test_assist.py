@@ -12,9 +12,10 @@ from editing_core.editors.materials import Materials
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps import targets as module
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.keys import SubjectRows, keys_of, states_at_subject
+from editing_core.editors.steps.keys import SubjectRows, average, keys_of
 from editing_core.editors.steps.rows import Labels, Objective, log_perplexity
 from editing_core.editors.steps.spread import Ridge, Spread
+from editing_core.editors.steps.staged import Staged
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
@@ -377,9 +378,13 @@ class Problem:
         self.lm, self.requests, self.covariance, self.contexts = lm, requests, covariance, contexts
         self.site = lm.architecture.down(1)
         places = [r.place for r in requests]
-        self.keys = keys_of(lm, SubjectRows.of(lm, places, contexts), contexts, 1)
-        self.beside = keys_of(lm, SubjectRows.of(lm, [TOWER.place, PETER.place], Contexts()), Contexts(), 1)
-        present = states_at_subject(lm, SubjectRows.of(lm, places, Contexts()), self.site)[:, 0]
+        # As Spread measures them: C is so ill-conditioned here that another order of sums would show.
+        beside = [TOWER.place, PETER.place]
+        bare, known = (Staged(lm, SubjectRows.of(lm, some, Contexts())) for some in (places, beside))
+        prefixed = Staged(lm, SubjectRows.of(lm, places, contexts.prefixed))
+        self.keys = average(torch.cat([bare.keys(1), prefixed.keys(1)], dim=1), contexts).T
+        self.beside = known.keys(1)[:, 0].T
+        present = bare.outputs(self.site)[:, 0]
         noise = torch.randn(present.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         self.targets, self.residuals = present + noise, noise.T
 

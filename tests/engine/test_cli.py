@@ -10,11 +10,11 @@ import torch
 
 from editing_core import cli, cli_plan
 from editing_core.data.examples import load_examples
-from editing_core.editors.steps.covariance import Corpus
 from editing_core.models.catalog import CATALOG
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS
+from editing_core.statistics.covariance import Corpus
 from tests.conftest import pocket_tokenizer, tiny_model
 
 EDIT = ["edit", "--subject", "Fanny Davies", "--prompt", "{} plays the instrument called", "--new", "guitar"]

@@ -17,11 +17,11 @@ from editing_core.bench.config import RunConfig
 from editing_core.conventions import CLEAN, FAITHFUL
 from editing_core.data.datasets import Loaded, load_dataset, sample
 from editing_core.data.table import write_requests
-from editing_core.editors.steps.covariance import Corpus
 from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
 from editing_core.models.delta import WeightDelta
 from editing_core.registry import editor_row
+from editing_core.statistics.covariance import Corpus
 from editing_core.types import EditRequest
 from tests.conftest import bit_equal, snapshot
 

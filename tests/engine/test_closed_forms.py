@@ -14,7 +14,6 @@ from editing_core.editors.memit import Memit, MemitSettings
 from editing_core.editors.r_rome import RRomeSettings
 from editing_core.editors.rome import Rome, RomeSettings
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, average, keys_of, states_at_subject
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.spread import Ridge, Spread
@@ -22,6 +21,7 @@ from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting, StatisticsMissing
 from editing_core.registry import EDITORS, editor_row
+from editing_core.statistics.covariance import Covariance
 from tests.conftest import tiny_model
 
 WIDTH, FACTS, OUT = 14, 4, 6

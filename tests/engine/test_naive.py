@@ -11,13 +11,13 @@ from benchmarks import naive
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.editors.memit import Memit, MemitSettings
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Corpus, CovarianceStore
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.spread import Ridge, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.registry import editor_row
 from editing_core.session import run_edit
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 from editing_core.types import EditRequest, Probe
 from tests.conftest import FAMILIES, bit_equal, left_alone, snapshot, tiny_model
 from tests.engine.conftest import EVALUATOR, LAYERS, plan

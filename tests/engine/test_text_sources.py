@@ -6,10 +6,10 @@ import datasets
 import huggingface_hub
 import pytest
 
-from editing_core.editors.steps.corpus import SAMPLE, Corpus, Remembered, TextFile
-from editing_core.editors.steps.hub_text import HubText
-from editing_core.editors.steps.text_sources import read_description, restored, source_of
 from editing_core.errors import BadRequest
+from editing_core.statistics.corpus import SAMPLE, Corpus, Remembered, TextFile
+from editing_core.statistics.hub_text import HubText
+from editing_core.statistics.text_sources import read_description, restored, source_of
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import pytest
 
 import app
 from editing_core.bench.desk import Desk
-from editing_core.editors.steps.covariance import CovarianceStore
 from editing_core.models.host import ModelHost
+from editing_core.statistics.covariance import CovarianceStore
 
 SILENT = {"state", "group", "button"}  # components for which the client gets no output
 

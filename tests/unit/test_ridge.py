@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.spread import ridge_factor
 from editing_core.errors import StatisticsMissing
+from editing_core.statistics.covariance import Covariance
 
 WIDTH, FACTS, OUT = 12, 4, 6
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, average
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.staged import Staged
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest, Step, Watch, ignore
 
 

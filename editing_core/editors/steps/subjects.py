@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.editors.steps.covariance import Covariance
 from editing_core.editors.steps.keys import SubjectRows, keys_of
 from editing_core.models.language_model import LanguageModel
+from editing_core.statistics.covariance import Covariance
 from editing_core.types import Step, Watch, ignore
 
 PLACES_PER_STEP = 1000
