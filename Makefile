@@ -1,4 +1,5 @@
-# EditScope. `make run` starts the page, `make test` runs every test, `make check` is what a change must pass.
+# EditScope. `make run` starts the page, `make test` runs every test, `make check` is what a change must pass,
+# `make bench` times the engine against the plain loop.
 # Everything is installed into .venv, and again only when a requirement file changes.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ SOURCES := editing_core benchmarks components scripts tests app.py
 # Tests run offline; with two workers on two cores, one thread each.
 TEST_ENV := GRADIO_ANALYTICS_ENABLED=False HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: run test check fix slow screenshot clean
+.PHONY: run test check fix slow bench screenshot clean
 .DEFAULT_GOAL := run
 .DELETE_ON_ERROR:
 
@@ -36,6 +37,9 @@ fix: $(VENV)/dev.stamp
 
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/dev.stamp
+	$(TEST_ENV) $(BIN)/python -m benchmarks.speed
 
 screenshot: $(VENV)/dev.stamp
 	$(BIN)/python -m scripts.screenshot
