@@ -5,6 +5,7 @@ from html import escape
 
 import gradio as gr
 
+from editing_core import preflight
 from editing_core.models.catalog import CATALOG, DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
@@ -53,13 +54,19 @@ def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str,
     if busy:
         return _line("busy", "◐", busy)
     if not host.is_loaded(model):
-        memory = row.bytes_needed() / 1e9
-        return _line("off", "○", f"not loaded; needs about {memory:.2g} GB of memory. {row.note}")
+        return _line("off", "○", f"not loaded; {_memory(host, model, editor)}. {row.note}")
     return _line(
         "ready",
         "●",
         f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {row.note}",
     )
+
+
+def _memory(host: ModelHost, model: str, editor: str) -> str:
+    """What one fact would take, and what is free."""
+    device = host.device or preflight.device_here()
+    found = preflight.need(model, editor, place=preflight.Place(host.dtype, device))
+    return f"{found}; {preflight.told(preflight.free_here(device))} are free"
 
 
 def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:

@@ -18,7 +18,7 @@ from editing_core.bench.progress import clock
 from editing_core.bench.report import report
 from editing_core.bench.stored import read_all, read_result
 from editing_core.errors import BadRequest, EditingError
-from editing_core.runs.export import write_text
+from editing_core.files import write_text
 from editing_core.runs.folder import ENDED, OPEN
 from editing_core.runs.record import RunResult
 from editing_core.runs.tables import Finished, csv, latex, layout, markdown

@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from editing_core import cli_bench, cli_plan, cli_runs, cli_stats
+from editing_core import cli_bench, cli_plan, cli_runs, cli_stats, preflight
 from editing_core.cli_plan import add_plan, end_progress, iteration_lines, progress, read_plan
 from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
@@ -22,11 +22,12 @@ from editing_core.data.table import neighbor_of, read_edits
 from editing_core.editors.recipes import Recipe
 from editing_core.errors import BadRequest, EditingError
 from editing_core.evaluation.consistency import bundled_references
+from editing_core.files import write_text
 from editing_core.models.adapter import save_adapter
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS
-from editing_core.runs.export import html_page, write_text
+from editing_core.runs.export import html_page
 from editing_core.runs.record import RunResult
 from editing_core.session import look, planned, run_edit
 from editing_core.types import EditRequest
@@ -134,7 +135,7 @@ def _edit(options: argparse.Namespace) -> None:
         requests = tuple(read_edits(options.file)) if options.file else _requests(options)
         plan = read_plan(options)
     references = bundled_references() if generate else None
-    lm = cli_plan.load_model(options.model, options.dtype)
+    lm = cli_plan.load_for(plan, len(requests), options.model, options.dtype)
     result = run_edit(lm, requests, plan, watch=progress, references=references)
     end_progress()
     if options.json == "-":
@@ -195,8 +196,11 @@ def _print_result(result: RunResult) -> None:
 
 
 def _models(_options: argparse.Namespace) -> None:
+    place = preflight.Place(device=preflight.device_here())
     for row in CATALOG.values():
-        print(f"{row.name:<18}{row.parameters / 1e6:>9,.0f}M  {row.bytes_needed() / 2**30:>7.2f} GB  {row.note}")
+        print(f"{row.name:<18}{row.parameters / 1e6:>9,.0f}M  {row.note}")
+        print(f"{'':<18}{preflight.need(row.name, 'memit', place=place)}")
+    print(f"Memory is for one fact by MEMIT in float32; {preflight.told(preflight.free_here())} are free.")
     print("Any hub id of the types gpt2, gptj, llama, qwen2 or qwen3 works too.")
 
 

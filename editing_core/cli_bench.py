@@ -16,7 +16,7 @@ from editing_core.data.datasets import FORMATS
 from editing_core.data.table import write_requests
 from editing_core.editors.assist import Assist
 from editing_core.errors import BadRequest
-from editing_core.runs.export import check_folder
+from editing_core.files import check_folder
 from editing_core.runs.tables import method
 
 
@@ -94,7 +94,8 @@ def _bench(options: argparse.Namespace) -> None:
         raise BadRequest(f"The following arguments are required: {', '.join(missing)}; see 'editscope bench --help'.")
     config = _config(options)
     check_folder(options.out)
-    work = perform(config, lambda: cli_plan.load_model(config.model, config.dtype), progress)
+    facts = config.limit or 1 if config.protocol == "batch" else config.chunk
+    work = perform(config, lambda: cli_plan.load_for(config.plan, facts, config.model, config.dtype), progress)
     end_progress()
     write_benchmark(work.result, options.out, work.lm, work.told, work.beside)
     _print(work.result, work.told, work.beside is not None)

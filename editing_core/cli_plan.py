@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from editing_core import preflight
 from editing_core.conventions import CONVENTIONS
 from editing_core.data.examples import Example
 from editing_core.editors.assist import Assist
@@ -97,6 +98,19 @@ def _assist(options: argparse.Namespace, case: Example | None) -> Assist:
 
 def load_model(name: str, dtype: str = "float32") -> LanguageModel:
     """A catalog name, a hub id or (on the command line only) a local folder."""
+    folder = _local(name)
+    return LanguageModel.load(folder.name if folder else name, dtype=dtype, folder=folder)
+
+
+def load_for(plan: EditPlan, facts: int, name: str, dtype: str = "float32") -> LanguageModel:
+    """The same, with a warning on standard error where such an edit will not fit into memory."""
+    if told := preflight.warning(name, plan.editor, plan.settings, facts, dtype, plan.stop.iterations, _local(name)):
+        sys.stderr.write(f"{told}\n")
+    return load_model(name, dtype)
+
+
+def _local(name: str) -> Path | None:
+    """The folder of that name, unless it means a model of the catalog or the hub."""
     folder = Path(name)
     local = (
         bool(name)  # Path("") is the present folder
@@ -104,7 +118,7 @@ def load_model(name: str, dtype: str = "float32") -> LanguageModel:
         and folder.is_dir()
         and (not HUB_ID.fullmatch(name) or (folder / "config.json").is_file())
     )
-    return LanguageModel.load(folder.name if local else name, dtype=dtype, folder=folder if local else None)
+    return folder if local else None
 
 
 def progress(step: Step) -> None:

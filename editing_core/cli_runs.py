@@ -21,8 +21,8 @@ from editing_core.bench.runner import work_on
 from editing_core.bench.stored import import_run, read_all, read_finished
 from editing_core.cli_plan import end_progress, show_line
 from editing_core.errors import BadRequest
+from editing_core.files import write_text
 from editing_core.runs.bundle import pack
-from editing_core.runs.export import write_text
 from editing_core.runs.folder import ENDED, OPEN, QUEUED, RUNNING, Busy, RunFolder
 from editing_core.runs.tables import ROWS, csv, differences, latex, layout, markdown
 

@@ -26,6 +26,11 @@ def statistics() -> Path:
     return home() / "statistics"
 
 
+def unedited() -> Path:
+    """Measurements of unedited models, one file per key."""
+    return home() / "unedited"
+
+
 def runs() -> Path:
     """Benchmark runs, one folder each."""
     return home() / "runs"

@@ -124,10 +124,11 @@ class Story:
         return Tables(self.table(), pd.concat(self.probes, ignore_index=True), cases, rounds=self.rounds())
 
     def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
-        """Measure the model with an edit on."""
+        """Measure the model with an edit on, 0 being that without one."""
+        evaluator = self.stage.evaluator
         with self._clock(), delta.applied(self.lm.model):
-            probes = self.stage.evaluator.score(self.lm, self.requests)
-            collapse = self.stage.evaluator.collapse(self.lm)
+            probes = (evaluator.score if k else evaluator.score_unedited)(self.lm, self.requests)
+            collapse = (evaluator.collapse if k else evaluator.collapse_unedited)(self.lm)
         before = self.probes[0] if self.probes else probes
         metrics = summarize(probes, before, k, self.stage.evaluator.conventions)
         self.iterations.append({"k": k, **metrics, **columns, "collapse_ppl": collapse})

@@ -24,9 +24,9 @@ from editing_core.bench.index import EVERY, Entry, Index, size_of
 from editing_core.bench.stored import import_run
 from editing_core.data.datasets import load_dataset
 from editing_core.errors import BadRequest, EditingError
+from editing_core.files import whole
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.runs.bundle import pack
-from editing_core.runs.export import whole
 from editing_core.runs.folder import CANCELLED, DONE, ENDED, FAILED, INTERRUPTED, OPEN, QUEUED, RunFolder
 
 KEY = re.compile(r"[A-Za-z0-9_-]{32,64}")

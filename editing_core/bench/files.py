@@ -17,8 +17,8 @@ from editing_core.data.datasets import load_dataset
 from editing_core.data.table import write_requests
 from editing_core.editors.stopping import every_rule
 from editing_core.evaluation.evaluator import PROBE_COLUMNS
+from editing_core.files import whole, write_text
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.export import whole, write_text
 from editing_core.runs.folder import RECORDS, ROUNDS
 from editing_core.runs.record import SCHEMA, Rounds, plain_rows, versions
 from editing_core.types import EditRequest

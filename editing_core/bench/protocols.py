@@ -228,7 +228,8 @@ def _case_at(run: RunResult, k: int) -> list[Row]:
 
 def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, journal: Journal) -> Benchmark:
     lm, size = stage.lm, protocol.chunk
-    before = _measured(stage, stage.requests)
+    evaluator = stage.evaluator
+    before = _Moment(evaluator.score_unedited(lm, stage.requests), evaluator.collapse_unedited(lm))
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
     total, edit_seconds, notes = WeightDelta(), 0.0, list(stage.notes)

@@ -26,8 +26,8 @@ from editing_core.bench.config import RunConfig
 from editing_core.bench.files import CASES, ITERATIONS, summary, write_probes, write_records, write_rounds, write_tables
 from editing_core.bench.work import Work, perform
 from editing_core.errors import BadRequest, Cancelled, EditingError
+from editing_core.files import write_text
 from editing_core.models.language_model import LanguageModel
-from editing_core.runs.export import write_text
 from editing_core.runs.folder import CANCELLED, DONE, FAILED, OPEN, RUNNING, UNITS, RunFolder, now
 from editing_core.runs.journal import FolderJournal, Showing
 from editing_core.runs.record import versions

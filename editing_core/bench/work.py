@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from editing_core import paths
 from editing_core.bench.config import RunConfig
 from editing_core.bench.protocols import Begun, Benchmark, Tools, run_benchmark, unheard
 from editing_core.data.datasets import FORMATS, Loaded, load_dataset, sample
@@ -25,6 +26,7 @@ from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.reference import beside, compare
+from editing_core.evaluation.unedited import Unedited
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
@@ -72,7 +74,8 @@ def perform(
     """
     plan, references = config.plan, references_of(config)
     loaded, requests = records(config)
-    evaluator = Evaluator(read_texts(Path(config.texts))) if config.texts else Evaluator()
+    evaluator = Evaluator(unedited=Unedited(paths.unedited()))
+    evaluator = replace(evaluator, texts=read_texts(Path(config.texts))) if config.texts else evaluator
     lm = load()
     read = readable(lm, requests)
     requests = read.requests

@@ -8,7 +8,6 @@ https://arxiv.org/abs/2403.07175). Source of ROME: Meng et al. 2022, https://arx
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -60,20 +59,19 @@ class Rome(Editor):
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
         """Write the requests in order; each sees the updates of those before it."""
         total, logs, notes = WeightDelta(), [], []
-        with ExitStack() as stack:
-            for number, request in enumerate(requests):
-                at = f"fact {number + 1} of {len(requests)}"
+        for number, request in enumerate(requests):
+            at = f"fact {number + 1} of {len(requests)}"
 
-                def told(step: Step, at: str = at) -> None:
-                    watch(Step(step.stage, step.done, step.total, terms=step.terms, note=at))
+            def told(step: Step, at: str = at) -> None:
+                watch(Step(step.stage, step.done, step.total, terms=step.terms, note=at))
 
+            with total.applied(lm.model):  # all before it at once: the weights are kept once, and rounded once
                 piece, log, cosine = self._write(lm, request, told)
-                logs.append(log)
-                if abs(cosine) < LEAST_COSINE:
-                    notes.append(f"{request.subject}: left out, its key is almost orthogonal to the update direction.")
-                    continue
-                stack.enter_context(piece.applied(lm.model))
-                total += piece
+            logs.append(log)
+            if abs(cosine) < LEAST_COSINE:
+                notes.append(f"{request.subject}: left out, its key is almost orthogonal to the update direction.")
+                continue
+            total += piece
         return EditOutcome(total, TargetLog.join(logs), tuple(notes))
 
     def _write(self, lm: LanguageModel, request: EditRequest, watch: Watch) -> tuple[WeightDelta, TargetLog, float]:

@@ -12,6 +12,7 @@ from editing_core import paths
 from editing_core.conventions import CLEAN, Conventions
 from editing_core.errors import BadRequest
 from editing_core.evaluation.scoring import ObjectScore, free_choices, score_objects, text_perplexities
+from editing_core.evaluation.unedited import IN_THIS_PROCESS, Unedited
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Probe
 
@@ -30,10 +31,14 @@ def bundled_texts() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores requests under the current weights. texts: what the collapse perplexity is measured on."""
+    """Scores requests under the current weights.
+
+    texts: what the collapse perplexity is measured on. unedited: where measurements of unedited models are kept.
+    """
 
     texts: Sequence[str] = field(default_factory=bundled_texts)
     conventions: Conventions = CLEAN
+    unedited: Unedited = field(default=IN_THIS_PROCESS)
 
     def score(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> pd.DataFrame:
         """One row per probe: the edit prompt, paraphrases, neighbors, locality and portability, in this order.
@@ -73,6 +78,21 @@ class Evaluator:
         values = text_perplexities(lm, self.texts, self.conventions.perplexity_terms)
         return sum(values) / len(values)
 
+    def score_unedited(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> pd.DataFrame:
+        """As `score`, of the model without an edit: measured once for good where its revision is known."""
+        asked = [
+            [a.request.case_id, a.kind, a.number, a.family, a.prompt, a.request.target_new, a.true, *a.aliases]
+            for request in requests
+            for a in _probes(request)
+        ]
+        return self.unedited.table(lm, self.conventions, ["probes", asked], lambda: self.score(lm, requests))
+
+    def collapse_unedited(self, lm: LanguageModel) -> float:
+        """As `collapse`, of the model without an edit."""
+        asked = ["collapse", list(self.texts)]
+        table = self.unedited.table(lm, self.conventions, asked, lambda: pd.DataFrame({"ppl": [self.collapse(lm)]}))
+        return float(table["ppl"].iloc[0])
+
     def prepared(self, lm: LanguageModel, requests: Sequence[EditRequest]) -> tuple[EditRequest, ...]:
         """Requests whose neighbors are asked and answered as the conventions want.
 
@@ -83,7 +103,7 @@ class Evaluator:
             requests = [replace(r, neighbors=tuple(p for n in r.neighbors for p in _by_token(lm, n))) for r in requests]
         if self.conventions.reference == "gold":
             return tuple(requests)
-        table = self.score(lm, requests)
+        table = self.score_unedited(lm, requests)
         said = {(r.case_id, r.number): r.answer for r in table[table["kind"] == "neighbor"].itertuples()}
         return tuple(
             replace(

@@ -5,14 +5,17 @@ means over the object's tokens (algorithm: ROME, arXiv:2202.05262, and its succe
 the forwards are halved.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from torch import Tensor
 
 from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import Continuation, continuation, encode
+from editing_core.models.reading import read
+from editing_core.models.tokens import Continuation, continuation, continuations, encode
 
 
 @dataclass(frozen=True)
@@ -44,54 +47,65 @@ def score_objects(
     objects: as in `Conventions.objects`. groups: one per pair; rows of a group are padded together on the left,
     as the published code does. Without groups the padding is on the right and changes nothing.
     """
-    texts = [continuation(lm.tokenizer, prompt, answer, objects) for prompt, answer in pairs]
-    scores: list[ObjectScore | None] = [None] * len(texts)
+    texts = continuations(lm.tokenizer, pairs, objects)
     if groups is None:
-        _score_rows(lm, texts, range(len(texts)), scores)
-    else:
-        together: dict[Hashable, list[int]] = {}
-        for number, group in enumerate(groups):
-            together.setdefault(group, []).append(number)
-        for numbers in together.values():
-            _score_rows(lm, texts, numbers, scores, left=True)
-    return [score for score in scores if score is not None]
+        return _scored(texts, _read_right(lm, texts))
+    together: dict[Hashable, list[int]] = {}
+    for number, group in enumerate(groups):
+        together.setdefault(group, []).append(number)
+    return _scored(texts, (told for numbers in together.values() for told in _read_left(lm, texts, numbers)))
 
 
-def _score_rows(
-    lm: LanguageModel,
-    texts: Sequence[Continuation],
-    numbers: Sequence[int],
-    scores: list[ObjectScore | None],
-    left: bool = False,
-) -> None:
-    """Fill `scores` for the texts of these numbers."""
+Told = tuple[list[int], list[int], Tensor]
+"""Numbers of texts, for each the row of its first token's logits, and logits (positions, vocabulary)."""
+
+
+def _read_right(lm: LanguageModel, texts: Sequence[Continuation]) -> Iterator[Told]:
+    """Texts of equal tokens are one row, and each of its positions is looked at once."""
     asked: dict[tuple[int, ...], list[int]] = {}
-    for number in numbers:
-        asked.setdefault(texts[number].inputs, []).append(number)
+    for number, text in enumerate(texts):
+        asked.setdefault(text.inputs, []).append(number)
     rows = list(asked)
-    for places, batch in lm.batches(rows, left):
-        width = batch.ids.shape[1]
-        told = [(row, number) for row, place in enumerate(places) for number in asked[rows[place]]]
-        flat = [
-            (row, at + (width - len(texts[number].inputs) if left else 0))
-            for row, number in told
-            for at in texts[number].positions
-        ]
-        logits = lm.logits_at(batch, *(torch.tensor(column, device=lm.device) for column in zip(*flat, strict=True)))
-        at = 0
-        for _, number in told:
-            ids = texts[number].object_ids
-            scores[number] = _score(logits[at : at + len(ids)], ids)
-            at += len(ids)
+    wanted = [sorted({at for number in asked[row] for at in texts[number].positions}) for row in rows]
+    for read_rows, logits in read(lm, rows, wanted):
+        numbers, firsts, start = [], [], 0
+        for n in read_rows:
+            numbers += asked[rows[n]]
+            firsts += [start + wanted[n].index(texts[number].positions[0]) for number in asked[rows[n]]]
+            start += len(wanted[n])
+        yield numbers, firsts, logits
 
 
-def _score(logits: torch.Tensor, ids: tuple[int, ...]) -> ObjectScore:
-    labels = torch.tensor(ids, device=logits.device)
-    own = logits.gather(1, labels[:, None])[:, 0]
-    logp = float((own - logits.logsumexp(-1)).double().mean())
-    rank = int((logits[0] > own[0]).sum()) + 1
-    choices = logits.argmax(-1)
-    return ObjectScore(logp, rank, ids, tuple(choices.tolist()), float((choices == labels).float().mean()))
+def _read_left(lm: LanguageModel, texts: Sequence[Continuation], numbers: Sequence[int]) -> Iterator[Told]:
+    """Texts of one group, padded on the left to the longest of them."""
+    for some, batch in lm.batches([texts[n].inputs for n in numbers], left=True):
+        own = [texts[numbers[i]] for i in some]
+        shift = [batch.ids.shape[1] - len(text.inputs) for text in own]
+        pairs = [(row, at + shift[row]) for row, text in enumerate(own) for at in text.positions]
+        row, at = (torch.tensor(column, device=lm.device) for column in zip(*pairs, strict=True))
+        firsts = [0, *accumulate(len(text.object_ids) for text in own)][:-1]
+        yield [numbers[i] for i in some], firsts, lm.logits_at(batch, row, at)
+
+
+def _scored(texts: Sequence[Continuation], told: Iterable[Told]) -> list[ObjectScore]:
+    """The scores of all texts, in their order."""
+    scores: list[ObjectScore | None] = [None] * len(texts)
+    for numbers, firsts, logits in told:
+        ids = [texts[number].object_ids for number in numbers]
+        place = torch.tensor([first + i for first, own in zip(firsts, ids, strict=True) for i in range(len(own))])
+        label = torch.tensor([token for own in ids for token in own], device=logits.device)
+        place = place.to(logits.device)
+        chosen = logits[place, label]
+        likely = (chosen - logits.logsumexp(-1)[place]).double().tolist()
+        choices = logits.argmax(-1)[place].tolist()
+        starts = [0, *accumulate(map(len, ids))]
+        first = torch.tensor(starts[:-1], device=logits.device)
+        ranks = ((logits[place[first]] > chosen[first, None]).sum(-1) + 1).tolist()
+        for number, rank, own, start in zip(numbers, ranks, ids, starts, strict=False):
+            here = slice(start, start + len(own))
+            said, right = tuple(choices[here]), [a == b for a, b in zip(choices[here], own, strict=True)]
+            scores[number] = ObjectScore(sum(likely[here]) / len(own), rank, own, said, sum(right) / len(own))
+    return [score for score in scores if score is not None]
 
 
 @fitted

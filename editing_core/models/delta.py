@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +21,7 @@ from editing_core.errors import BadRequest, NotFinite
 from editing_core.models.architectures import is_transposed
 
 WIDEST = 1024  # rows or columns of a dense update whose rank is still found
+TILE = 2**20  # entries that are summed in float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +102,40 @@ class Dense:
 Update = LowRank | Dense
 
 
+_ON: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def edits_on(model: nn.Module) -> int:
+    """How many edits the model carries at this moment."""
+    return _ON.get(model, 0)
+
+
+def _rows(update: Update, transposed: bool, parameter: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows of the update, or of its transpose, float64 on the parameter's device, TILE entries at a time."""
+    count = max(1, TILE // max(1, parameter[0].numel())) if len(parameter) else 1
+    device = parameter.device
+    if isinstance(update, LowRank):
+        left, right = update.left.to(device, torch.float64), update.right.to(device, torch.float64)
+    for start in range(0, len(parameter), count):
+        rows = slice(start, start + count)
+        if isinstance(update, LowRank):
+            yield rows, (left @ right[:, rows]).T if transposed else left[rows] @ right
+        else:
+            value = update.value.T if transposed else update.value
+            yield rows, value[rows].to(device, torch.float64)
+
+
+def _add(parameter: Tensor, tiles: Iterator[tuple[slice, Tensor]]) -> None:
+    """A function of its own, because an edit that stays on keeps what its frame holds."""
+    for rows, update in tiles:
+        parameter[rows] = _sum(parameter[rows], update)
+
+
+def _sum(parameter: Tensor, update: Tensor) -> Tensor:
+    """Parameter plus update, summed in float64 and rounded once."""
+    return (parameter.detach().double() + update).to(parameter.dtype)
+
+
 @dataclass(frozen=True)
 class Proof:
     """Proof of change of one parameter: norms, rank where it is known, and how many entries really differ."""
@@ -150,7 +186,7 @@ class WeightDelta:
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Inside the block the model carries the edit; afterwards it is bit-equal to before.
 
-        Everything is resolved and computed before the first weight is touched. Nests: the inner edit
+        Everything is resolved and checked before the first weight is touched. Nests: the inner edit
         comes off first.
         """
         if not self.finite:
@@ -159,24 +195,23 @@ class WeightDelta:
                 "smaller step."
             )
         parameters = {name: model.get_parameter(name) for name in self.updates}
-        changed = {name: self._edited(model, name, p) for name, p in parameters.items()}
-        originals = {name: p.detach().clone() for name, p in parameters.items()}
+        edited = {name: self._tiles(model, name, p) for name, p in parameters.items()}
+        originals: dict[str, Tensor] = {}
+        _ON[model] = edits_on(model) + bool(self.updates)
         try:
             with torch.no_grad():
                 for name, p in parameters.items():
-                    p.copy_(changed[name])
+                    originals[name] = p.detach().clone()
+                    _add(p, edited.pop(name))
             yield
         finally:
             with torch.no_grad():
-                for name, p in parameters.items():
-                    p.copy_(originals[name])
+                for name, original in originals.items():
+                    parameters[name].copy_(original)
+            _ON[model] -= bool(self.updates)
 
-    def _edited(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
-        """The parameter plus its update, summed in float64 and rounded once."""
-        update = self._oriented(model, name, parameter)
-        return (parameter.detach().double() + update).to(parameter.dtype)
-
-    def _oriented(self, model: nn.Module, name: str, parameter: Tensor) -> Tensor:
+    def _tiles(self, model: nn.Module, name: str, parameter: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The update as rows of the parameter lie, float64, a few rows at a time: it is never there whole."""
         own = self.updates[name]
         transposed = parameter.dim() == 2 and is_transposed(model.get_submodule(name.rpartition(".")[0]))
         shape = own.shape[::-1] if transposed else own.shape
@@ -185,9 +220,7 @@ class WeightDelta:
                 f"The update of {name} has shape {shape}, the model needs {tuple(parameter.shape)}; "
                 "use the model this edit was made for."
             )
-        parts = {k: v.to(parameter.device, torch.float64) for k, v in own.tensors().items()}
-        update = type(own)(**parts).dense()
-        return update.T if transposed else update
+        return _rows(own, transposed, parameter)
 
     def proofs(self, model: nn.Module) -> list[Proof]:
         """Per parameter: relative Frobenius norm, rank, and entries that differ after rounding.
@@ -197,9 +230,14 @@ class WeightDelta:
         rows = []
         for name, update in self.updates.items():
             p = model.get_parameter(name).detach()
+            moved = before = 0.0
+            changed = 0
+            for at, piece in self._tiles(model, name, p):
+                moved += float(piece.square().sum())
+                before += float(p[at].double().square().sum())
+                changed += int((_sum(p[at], piece) != p[at]).sum())
             # Biases may be zero to begin with; then the change itself is told.
-            norm = float(self._oriented(model, name, p).norm() / (p.double().norm() or 1.0))
-            changed = int((self._edited(model, name, p) != p).sum())
+            norm = (moved / (before or 1.0)) ** 0.5
             rows.append(Proof(name, norm, update.rank(), changed, p.numel()))
         return rows
 

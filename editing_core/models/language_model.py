@@ -24,10 +24,12 @@ from transformers import (
 )
 
 from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
+from editing_core.models import memory
 from editing_core.models.architectures import Architecture
 from editing_core.models.catalog import alphabet_of, source_of
+from editing_core.models.delta import edits_on
 from editing_core.models.hooks import answering, only_at, steering, watching
-from editing_core.models.tokens import TOKENS_PER_FORWARD, Batch, pad, runs
+from editing_core.models.tokens import Batch, pad, runs
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
 P = ParamSpec("P")
@@ -95,6 +97,11 @@ class LanguageModel:
         return self.model.device
 
     @property
+    def edited(self) -> bool:
+        """Whether it carries an edit at this moment."""
+        return edits_on(self.model) > 0
+
+    @property
     def precision(self) -> torch.dtype:
         """What losses are summed in and targets optimised in: float32, or float64 where the model itself is."""
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
@@ -139,12 +146,12 @@ class LanguageModel:
         )[0]
         return state
 
-    def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor) -> Tensor:
+    def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(n, vocabulary) logits in `precision` at the given row and position pairs, and only there."""
         wanted = torch.zeros_like(batch.ids, dtype=torch.bool)
         wanted[rows, positions] = True  # each token once, however often it is asked
         with self.looking_at(*wanted.nonzero(as_tuple=True)):
-            return self.logits(self.hidden(batch)[rows, positions])
+            return self.logits(self.hidden(batch, cache)[rows, positions])
 
     @contextmanager
     def looking_at(self, rows: Tensor, positions: Tensor) -> Iterator[None]:
@@ -187,7 +194,16 @@ class LanguageModel:
 
     def runs(self, lengths: Sequence[int]) -> list[list[int]]:
         """Row numbers in runs of similar length that fit into one forward, see `tokens.runs`."""
-        return runs(lengths, self.at_most(TOKENS_PER_FORWARD))
+        return runs(lengths, self.tokens_per_forward)
+
+    @property
+    def tokens_per_forward(self) -> int:
+        """Most tokens of a forward that keeps nothing for a backward pass, see `memory`."""
+        return self.at_most(memory.forward_tokens(memory.sizes_of(self.model), self.device))
+
+    def tokens_per_backward(self, blocks: int, trained: bool = False) -> int:
+        """Most tokens of a forward that keeps so many blocks' states, trained: for gradients of their weights."""
+        return self.at_most(memory.backward_tokens(memory.sizes_of(self.model), self.device, blocks, trained))
 
     def at_most(self, count: int) -> int:
         """So many tokens or rows at once, or fewer since memory ran out."""
@@ -207,7 +223,7 @@ class LanguageModel:
             # Outside the except block, so that the failed attempt's tensors are free.
             if self.divisor >= LEAST:
                 raise OutOfMemory(
-                    f"{self.name} runs out of memory even with {self.at_most(TOKENS_PER_FORWARD)} tokens at a time; "
+                    f"{self.name} runs out of memory even with {self.tokens_per_forward} tokens at a time; "
                     "choose a smaller model, a smaller dtype such as bfloat16, or fewer layers."
                 )
             self.divisor *= 2

@@ -91,14 +91,27 @@ class Openings:
     def run(lm: LanguageModel, ids: Sequence[Sequence[int]]) -> "Openings":
         """Run each of them once."""
         rows = tuple(tuple(row) for row in ids)
-        if not any(rows):
+        longest = max(map(len, rows), default=0)
+        if not longest:
             return Openings(rows)
-        batch = lm.batch([row or (0,) for row in rows])
-        cache = Past.nothing(len(rows), lm.device).cache(lm.layers)
-        nowhere = torch.zeros(0, dtype=torch.long, device=lm.device)
-        with lm.looking_at(nowhere, nowhere):
-            lm.hidden(batch, cache)
-        return Openings(rows, Past.kept(cache, range(lm.layers), batch.mask))
+        some = [n for n, row in enumerate(rows) if row]
+        lengths = torch.tensor([len(row) for row in rows], device=lm.device)
+        mask = (torch.arange(longest, device=lm.device) < lengths[:, None]).long()
+        nowhere = lengths[:0]
+        layers: dict[int, tuple[Tensor, Tensor]] = {}
+        for numbers in lm.runs([len(rows[n]) for n in some]):
+            batch = lm.batch([rows[some[i]] for i in numbers])
+            cache = Past.nothing(len(numbers), lm.device).cache(lm.layers)
+            with lm.looking_at(nowhere, nowhere):
+                lm.hidden(batch, cache)
+            here, width = torch.tensor([some[i] for i in numbers], device=lm.device), batch.ids.shape[1]
+            for i, found in Past.kept(cache, range(lm.layers), batch.mask).layers.items():
+                if i not in layers:
+                    keys, values = (t.new_zeros(len(rows), t.shape[1], longest, t.shape[3]) for t in found)
+                    layers[i] = keys, values
+                for whole, part in zip(layers[i], found, strict=True):
+                    whole[here, :, :width] = part
+        return Openings(rows, Past(layers, mask))
 
     def lead(self, number: int, row: Sequence[int]) -> int:
         """With how many tokens of an opening the row begins."""

@@ -99,7 +99,7 @@ class _Group:
     """Scenes of similar length, run together."""
 
     def __init__(self, lm: LanguageModel, sites: Sequence[str], scenes: Sequence[Scene], openings: Openings) -> None:
-        self.lm, self.layer = lm, _layer_of(lm, sites)
+        self.lm, self.layer = lm, layer_of(lm, sites)
         self.down = lm.model.get_submodule(lm.architecture.down(self.layer))
         self.next = _first_steps(lm, self.layer + 1)
         self._record(sites, scenes, openings)
@@ -189,7 +189,7 @@ class _Group:
         self.looked_row, self.looked_at = number[self.looked_row[mine]], self.looked_at[mine]
 
 
-def _layer_of(lm: LanguageModel, sites: Sequence[str]) -> int:
+def layer_of(lm: LanguageModel, sites: Sequence[str]) -> int:
     """The one block in which all sites lie."""
     names = [lm.architecture.block(layer) for layer in range(lm.layers)]
     found = {i for i, name in enumerate(names) for site in sites if site == name or site.startswith(f"{name}.")}

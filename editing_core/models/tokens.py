@@ -48,11 +48,24 @@ def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, o
 
     objects "alone": as the published code does, see `_alone`.
     """
+    return continuations(tokenizer, [(prompt, answer)], objects)[0]
+
+
+def continuations(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], objects: str = "joined"
+) -> list[Continuation]:
+    """As `continuation`, of many (prompt, answer) at once: the tokenizer is called twice and not for each."""
     if objects == "alone":
-        return _alone(tokenizer, prompt, answer)
-    prompt = prompt.rstrip(" ")
-    base = tokenizer(prompt)["input_ids"]
-    full = tokenizer(f"{prompt} {answer}")["input_ids"]
+        return [_alone(tokenizer, prompt, answer) for prompt, answer in pairs]
+    if not pairs:
+        return []
+    prompts = {prompt: prompt.rstrip(" ") for prompt, _ in pairs}
+    bases = dict(zip(prompts, tokenizer(list(prompts.values()))["input_ids"], strict=True))
+    fulls = tokenizer([f"{prompts[prompt]} {answer}" for prompt, answer in pairs])["input_ids"]
+    return [_continued(bases[prompt], full) for (prompt, _), full in zip(pairs, fulls, strict=True)]
+
+
+def _continued(base: Sequence[int], full: Sequence[int]) -> Continuation:
     start = 0
     # A tokenizer may merge across the border; then the object starts at the first differing token.
     while start < min(len(base), len(full) - 1) and base[start] == full[start]:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from editing_core.errors import BadRequest
+from editing_core.files import whole
 from editing_core.models.delta import WeightDelta
-from editing_core.runs.export import whole
 from editing_core.runs.folder import RECORDS, ROUNDS, now
 from editing_core.runs.record import SCHEMA, Rounds
 

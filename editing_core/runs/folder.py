@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from editing_core.errors import BadRequest
-from editing_core.runs.export import write_text
+from editing_core.files import write_text
 from editing_core.runs.record import SCHEMA, new_id
 
 QUEUED, RUNNING, INTERRUPTED = "queued", "running", "interrupted"

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from editing_core.errors import BadRequest
+from editing_core.files import whole
 from editing_core.models.delta import WeightDelta
-from editing_core.runs.export import whole
 from editing_core.runs.record import Rounds
 
 FORMAT = "editscope-unit-1"

@@ -6,7 +6,6 @@ step, so whatever interrupts the writing leaves the part before it.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from editing_core.errors import NotFinite
+from editing_core.errors import BadRequest, NotFinite
+from editing_core.files import whole
 from editing_core.statistics.moments import Sums
 
 log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Part:
         about = {"wanted": json.dumps(list(self.wanted)), **{name: str(getattr(sums, name)) for name in COUNTS}}
         try:
             write_tensors(self.path, {str(layer): total for layer, total in sums.totals.items()}, about)
-        except (OSError, SafetensorError) as error:
+        except (BadRequest, SafetensorError) as error:
             log.warning("The collection could not be kept in %s (%s).", self.path, error)
         now = time.perf_counter()
         self._next = now + max(self.seconds, 20 * (now - started))
@@ -85,11 +85,6 @@ class Part:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    """A safetensors file that is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary, metadata=about)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """A safetensors file that is there whole or not at all; BadRequest when it cannot be written."""
+    with whole(path) as part:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, part, metadata=about)

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from editing_core.errors import StatisticsMissing
+from editing_core.errors import BadRequest, StatisticsMissing
 from editing_core.statistics.parts import write_tensors
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ class Stored:
             return
         try:
             write_tensors(self._factor_path(floor), {"upper": factor.T.contiguous()}, {"of": self._state})
-        except (OSError, SafetensorError) as error:
+        except (BadRequest, SafetensorError) as error:
             log.warning("The factor of %s could not be kept (%s).", self.path.name, error)
 
     def _factor_path(self, floor: float) -> Path:

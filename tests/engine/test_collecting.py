@@ -1,9 +1,12 @@
 """Collecting key statistics: streamed, in forwards of similar length, and to be interrupted at any time."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from editing_core.errors import BadRequest, Cancelled, NotFinite
+from editing_core.models import memory
 from editing_core.models.hooks import watching
 from editing_core.statistics import estimate, moments
 from editing_core.statistics.corpus import Corpus, TextFile
@@ -223,7 +226,7 @@ def test_memory_that_runs_out_halves_forwards_and_counts_every_token_once(corpus
         return original(self, batch, cache)
 
     monkeypatch.setattr(type(lm), "hidden", hidden)
-    monkeypatch.setattr("editing_core.models.language_model.TOKENS_PER_FORWARD", 100)
+    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], forward=100))
     store = CovarianceStore(tmp_path)
     store.collect(lm, LAYERS, corpus)
     assert lm.divisor > 1

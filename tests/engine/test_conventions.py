@@ -19,6 +19,7 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import summarize
 from editing_core.evaluation.scoring import free_choices, score_objects, text_perplexities
+from editing_core.evaluation.unedited import Unedited
 from editing_core.models.delta import WeightDelta
 from editing_core.models.tokens import continuation, encode
 from editing_core.registry import editor_row
@@ -245,7 +246,7 @@ def test_an_answer_that_is_no_text_leaves_that_of_the_data(pocket, known, monkey
         [{"case_id": known.case_id, "kind": "neighbor", "number": i, "answer": said} for i in range(10)]
     )
     monkeypatch.setattr(Evaluator, "score", lambda *_: table)
-    assert OWN.prepared(pocket, [known]) == (known,)
+    assert replace(OWN, unedited=Unedited()).prepared(pocket, [known]) == (known,)
 
 
 LOG_EDIT, LOG_ALL, FACTOR = (torch.tensor(v, dtype=torch.float64) for v in ([2.0, 4.0], [1.0, 3.0], [1.0, 0.1]))

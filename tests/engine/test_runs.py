@@ -22,7 +22,7 @@ from editing_core.bench.runner import LiveJournal, work_on
 from editing_core.bench.stored import read_cases, read_finished
 from editing_core.cli import run
 from editing_core.errors import BadRequest, BadSetting
-from editing_core.runs.export import write_text
+from editing_core.files import write_text
 from editing_core.runs.folder import (
     CANCEL,
     CANCELLED,

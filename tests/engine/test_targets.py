@@ -8,9 +8,9 @@ import torch
 
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.settings import TargetSettings
-from editing_core.editors.steps import targets as module
 from editing_core.editors.steps.rows import Labels, Objective, kl_row, log_perplexity
 from editing_core.editors.steps.targets import optimise_targets
+from editing_core.models import memory
 from editing_core.models.hooks import steering
 from editing_core.types import EditRequest
 from tests.conftest import tiny_model
@@ -149,7 +149,7 @@ def test_optimising_makes_the_new_object_likelier(tiny_lm, three, contexts):
 def test_chunks_change_nothing(tiny_lm, three, contexts, monkeypatch):
     site = tiny_lm.architecture.block(1)
     whole = run(tiny_lm, three, contexts)
-    monkeypatch.setattr(module, "TOKENS_PER_BATCH", 1)
+    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], backward=1))
     seen = []
     parts = run(tiny_lm, three, contexts, watch=seen.append)
     assert relative(parts.shifts[site], whole.shifts[site]) < 1e-4

@@ -41,9 +41,9 @@ class Contexts:
         """All but the bare template."""
         return Contexts(self.templates[1:], self.weights[1:])
 
-    def openings(self, lm: LanguageModel) -> tuple[tuple[int, ...], ...]:
-        """Token ids of every prefix, none for an empty one."""
-        prefixes = [self.prefix(number) for number in range(len(self))]
+    def openings(self, lm: LanguageModel, facts: int) -> tuple[tuple[int, ...], ...]:
+        """Token ids of every prefix that several facts share; of one fact alone nothing is shared."""
+        prefixes = [self.prefix(number) if facts > 1 else "" for number in range(len(self))]
         return tuple(encode(lm.tokenizer, prefix) if prefix else () for prefix in prefixes)
 
     @staticmethod

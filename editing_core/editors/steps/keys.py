@@ -21,7 +21,7 @@ from editing_core.models.tokens import subject_last
 class SubjectRows:
     """Token rows that end with the subject's last token, records slowest: (n_records * n_templates).
 
-    openings: token ids of every template's prefix.
+    openings: token ids that rows of a template begin with, see `Contexts.openings`.
     """
 
     ids: tuple[tuple[int, ...], ...]
@@ -38,7 +38,7 @@ class SubjectRows:
                 last = subject_last(lm.tokenizer, template, subject)
                 ids = lm.tokenizer(template.replace("{}", subject))["input_ids"]
                 rows.append(tuple(ids[: last + 1]))
-        return SubjectRows(tuple(rows), len(contexts), contexts.openings(lm))
+        return SubjectRows(tuple(rows), len(contexts), contexts.openings(lm, len(places)))
 
 
 @fitted

@@ -15,6 +15,7 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.past import Openings
+from editing_core.models.reading import read
 from editing_core.models.replay import Scene
 from editing_core.models.tokens import continuation, encode, subject_last
 from editing_core.types import EditRequest
@@ -172,10 +173,8 @@ def log_perplexity(lm: LanguageModel, requests: Sequence[EditRequest], objective
     """
     rows = [row for i, request in enumerate(requests) for row in objective.rows(lm, request, i)]
     edit, every = torch.zeros(2, len(requests), dtype=torch.float64)
-    for numbers in lm.runs([len(row.ids) for row in rows]):
-        some = [rows[n] for n in numbers]
-        labels = Labels.of(lm, some)
-        logits = lm.logits_at(lm.batch([row.ids for row in some]), labels.row, labels.at)
+    for numbers, logits in read(lm, [row.ids for row in rows], [row.positions for row in rows]):
+        labels = Labels.of(lm, [rows[n] for n in numbers])
         losses = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
         of_edit, of_every = row_means(losses, labels, labels.record, len(requests))
         edit += of_edit.cpu()

@@ -3,7 +3,7 @@
 Keys of a layer are measured with the layers below already written. Only their down-projections change, so rows
 need not start anew: they wait where a down-projection reads its key, and go on from there with its new weights.
 A prefix that many rows share is run once. Nothing is approximated; rows whose states would take more memory than
-`ROOM` bytes start anew at every layer.
+the model's room start anew at every layer.
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,11 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from editing_core.editors.steps.keys import SubjectRows
+from editing_core.models import memory
 from editing_core.models.blocks import behind, entered
 from editing_core.models.hooks import stopping_after, stopping_before, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.past import Openings, Past, continued
-
-ROOM = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +43,12 @@ class _Rest:
 class Staged:
     """Rows that end with their subjects, moved upwards layer by layer; rows of equal tokens are one.
 
-    room: bytes that waiting rows may take together.
+    room: bytes that waiting rows may take together; as `memory` says without.
     """
 
-    def __init__(self, lm: LanguageModel, rows: SubjectRows, room: int = ROOM) -> None:
-        self.lm, self.templates, self.room = lm, rows.templates, room
+    def __init__(self, lm: LanguageModel, rows: SubjectRows, room: int | None = None) -> None:
+        self.lm, self.templates = lm, rows.templates
+        self.room = memory.room_bytes(lm.device) if room is None else room
         numbers: dict[tuple[int, ...], int] = {}
         self.place = torch.tensor([numbers.setdefault(ids, len(numbers)) for ids in rows.ids])
         template = {ids: i % rows.templates for i, ids in enumerate(rows.ids)}

@@ -21,10 +21,9 @@ from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps.rows import Labels, Objective, Row, kl_row, per_record, row_means
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.past import Openings
-from editing_core.models.replay import Replay, Scene
+from editing_core.models.replay import Replay, Scene, layer_of
 from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
-TOKENS_PER_BATCH = 12_000  # bounds the activations kept for the backward pass
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8
 
 
@@ -52,11 +51,11 @@ def optimise_targets(
     adaptive: PMET's rule, which lowers the NLL's factor to a tenth once every label comes first, and then
     stops a record as soon as kl_factor * KL <= 0.01.
     """
-    openings = Openings.run(lm, objective.contexts.openings(lm))
+    openings = Openings.run(lm, objective.contexts.openings(lm, len(requests)))
     played = [_Played.of(lm, request, objective, openings) for request in requests]
     parts: list[Targets] = []
     order: list[int] = []
-    for numbers in _chunks(lm, played):
+    for numbers in _chunks(played, lm.tokens_per_backward(_above(lm, sites))):
         told = noting(watch, f"facts {len(order) + 1}-{len(order) + len(numbers)} of {len(requests)}")
         problem = _Problem(lm, [played[n] for n in numbers], openings, sites, settings, adaptive)
         parts.append(problem.solve(told))
@@ -87,13 +86,18 @@ class _Played:
         return sum(len(scene.ids) - scene.lead for scene in self.scenes)
 
 
-def _chunks(lm: LanguageModel, played: Sequence[_Played]) -> list[list[int]]:
-    """Numbers of requests, those with the fewest tokens to run again first, in runs below the token budget."""
+def _above(lm: LanguageModel, sites: Sequence[str]) -> int:
+    """How many blocks a gradient passes on its way to the sites: theirs, and all above."""
+    return lm.layers - layer_of(lm, sites)
+
+
+def _chunks(played: Sequence[_Played], most: int) -> list[list[int]]:
+    """Numbers of requests, those with the fewest tokens to run again first, in runs of at most so many tokens."""
     chunks: list[list[int]] = [[]]
     used = 0
     for number in sorted(range(len(played)), key=lambda n: max(scene.again for scene in played[n].scenes)):
         cost = played[number].kept
-        if chunks[-1] and used + cost > lm.at_most(TOKENS_PER_BATCH):
+        if chunks[-1] and used + cost > most:
             chunks.append([])
             used = 0
         chunks[-1].append(number)

@@ -24,7 +24,6 @@ from editing_core.models.tokens import runs
 from editing_core.models.trainable import Trainable
 from editing_core.types import Step, Watch
 
-TOKENS_PER_STEP = 4096  # bounds the activations kept for a backward pass
 MOST_POINTS = 300  # of a kept history; more are averaged
 OPTIMISERS: Mapping[str, Callable[..., Optimizer]] = {"adamw": AdamW, "adam": Adam, "sgd": SGD}
 SCHEDULES: Mapping[str, Callable[[float], float]] = {
@@ -124,7 +123,7 @@ class Trainer:
         for p in self.weights.parameters:
             p.grad = None
         terms = _Terms(self.loss, items, texts)
-        most = self.lm.at_most(TOKENS_PER_STEP)
+        most = self.lm.tokens_per_backward(self.lm.layers, trained=True)
         for numbers in runs([item.size for item in items], most):
             terms.of_items(self.lm, [items[n] for n in numbers]).backward()
         for numbers in runs([len(row.ids) for row in texts], most) if texts else ():
