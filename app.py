@@ -26,6 +26,7 @@ from editing_core import paths
 from editing_core.bench.desk import Desk, Limits
 from editing_core.bench.executors import LOOK, Dispatcher, executor_of
 from editing_core.errors import EditingError
+from editing_core.evaluation.evaluator import Evaluator
 from editing_core.models.catalog import DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
@@ -339,10 +340,11 @@ def serve_queue(dispatcher: Dispatcher) -> Callable[[], None]:
 
 
 def warm(host: ModelHost, store: CovarianceStore) -> None:
-    """Load the bundled model and measure its statistics, so that the first edit is fast; and what trains adapters."""
+    """Load what the first edit needs: the bundled model, its statistics and perplexity, and what trains adapters."""
     lm, corpus, row = host.get(DEFAULT), Corpus.bundled(DEFAULT), editor_row("memit")
     if corpus:
         store.collect(lm, list(row.layers(row.preset(DEFAULT).settings)), corpus)
+    Evaluator().collapse_unedited(lm)
     importlib.import_module("peft")  # takes seconds at first use
 
 

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 DEFECT = "Something went wrong inside EditScope; the model is as it was, and the server's log has the details."
 STOPPED = "Stopped; the model is as it was."
-REDRAW = 1.5  # seconds between two drawings of the live chart
+REDRAW = 3.0  # seconds between two drawings of the live chart, and before the first
 GONE = "This run is no longer kept on the server; press Edit again."
 
 
