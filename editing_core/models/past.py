@@ -41,17 +41,14 @@ class Past:
         """For a forward of a model of so many blocks; blocks without an entry must not run their attention."""
         cache = DynamicCache()
         if self.slots:
-            cache.layers = [self._entry(i) for i in range(depth)]
+            cache.layers = [DynamicLayer() for _ in range(depth)]
+            # The length of the past is read off the first entry, also where that block does not run.
+            nothing = self.mask.new_zeros(1, 1, 1, 1).expand(len(self.mask), 1, self.slots, 1)
+            for layer, (keys, values) in {0: (nothing, nothing), **self.layers}.items():
+                entry = cache.layers[layer]
+                entry.lazy_initialization(keys, values)
+                entry.keys, entry.values = keys, values
         return cache
-
-    def _entry(self, layer: int) -> DynamicLayer:
-        entry = DynamicLayer()
-        # The length of the past is read off the first entry, so also blocks that do not run have one.
-        nothing = self.mask.new_zeros(1, 1, 1, 1).expand(len(self.mask), 1, self.slots, 1)
-        keys, values = self.layers.get(layer, (nothing, nothing))
-        entry.lazy_initialization(keys, values)
-        entry.keys, entry.values = keys, values
-        return entry
 
     @staticmethod
     def kept(cache: DynamicCache, layers: Sequence[int], mask: Tensor) -> "Past":
@@ -77,6 +74,18 @@ def continued(lm: LanguageModel, rows: Sequence[Sequence[int]], past: Past, befo
     return Batch(
         batch.ids, torch.cat([past.mask, batch.mask], dim=1), batch.lengths, positions.clamp(max=lm.context - 1)
     )
+
+
+def causal(past: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:
+    """(rows, 1, tokens, slots + tokens), added to what attention compares: which token sees which.
+
+    A forward makes it by itself, each time; rows that run often have it made once. past, own: (rows, slots) and
+    (rows, tokens), which of them count.
+    """
+    slots, tokens = past.shape[1], own.shape[1]
+    there = torch.cat([past.bool(), own.bool()], dim=1)[:, None, None]
+    earlier = torch.ones(tokens, slots + tokens, dtype=torch.bool, device=own.device).tril(slots)
+    return torch.zeros_like(there & earlier, dtype=dtype).masked_fill(~(there & earlier), torch.finfo(dtype).min)
 
 
 @dataclass(frozen=True, eq=False)

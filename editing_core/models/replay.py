@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from editing_core.models.blocks import behind, entered
 from editing_core.models.hooks import answering, kept_but_at, watching
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.past import NO_OPENINGS, Openings, Past, continued
+from editing_core.models.past import NO_OPENINGS, Openings, Past, causal, continued
 from editing_core.models.tokens import Batch
 
 
@@ -132,8 +132,8 @@ class _Group:
         earlier = (torch.arange(int(starts.max()), device=lm.device) < starts[:, None]).long()
         mask = torch.cat([past.mask, earlier], dim=1)
         self.past = Past.kept(cache, range(self.layer + 1, lm.layers), mask)
-        mask = torch.cat([mask, (positions < own.lengths[:, None]).long()], dim=1)
-        self.batch = Batch(own.ids[there], mask, lengths, there[1] + leads[:, None])
+        seen_by = causal(mask, positions < own.lengths[:, None], lm.model.dtype)
+        self.batch = Batch(own.ids[there], seen_by, lengths, there[1] + leads[:, None])
         self.shifted = shifted - starts
         looked = [(i, at - s.start) for i, s in enumerate(scenes) for at in s.looked]
         self.looked_row, self.looked_at = (numbers(column) for column in zip(*looked, strict=True))
@@ -179,7 +179,10 @@ class _Group:
         width = int(lengths.max())
         assert batch.positions is not None
         self.batch = Batch(
-            batch.ids[rows, :width], batch.mask[rows, : before + width], lengths, batch.positions[rows, :width]
+            batch.ids[rows, :width],
+            batch.mask[rows, :, :width, : before + width],
+            lengths,
+            batch.positions[rows, :width],
         )
         self.past = self.past.select(rows)
         self.state, self.entry, self.attended = self.state[rows, :width], self.entry[rows], self.attended[rows]

@@ -133,7 +133,7 @@ class _Problem:
 
         self.row_record = numbers([row.record for row in rows])
         looked = [(row.record, not row.labels) for row, scene in zip(rows, scenes, strict=True) for _ in scene.looked]
-        self.looked_record, self.looked_kl = numbers([r for r, _ in looked]), numbers([kl for _, kl in looked]).bool()
+        self._look(numbers([record for record, _ in looked]), numbers([kl for _, kl in looked]).bool())
         self.active = self.place = torch.arange(self.count, device=lm.device)
         first = [0, *accumulate(len(of_one.rows) for of_one in played)][:-1]  # the bare prompt
         self._start(torch.stack([self.replay.anchors[site][first] for site in self.sites]).to(lm.precision))
@@ -152,7 +152,8 @@ class _Problem:
             if number == 0:
                 self.log_p_initial[:] = terms["target"]
             last = {name: value.detach() for name, value in terms.items()}
-            history.append({name: float(value.mean()) for name, value in last.items()})
+            means = torch.stack([value.double().mean() for value in last.values()]).tolist()
+            history.append(dict(zip(last, means, strict=True)))
             watch(Step("optimise", number + 1, s.steps, terms=history[-1]))
             finished = self._finished(loss.detach(), last["kl"], right)
             self.steps[self.active] = number + 1
@@ -164,6 +165,11 @@ class _Problem:
                 self._drop(finished)
         self._store()
         return self._result(tuple(history))
+
+    def _look(self, records: Tensor, kl: Tensor) -> None:
+        """What is looked at, (looked,): the record of each token, and whether it is the KL row's."""
+        self.looked_record, self.looked_kl = records, kl
+        self.at_labels, self.at_kl = (~kl).nonzero()[:, 0], kl.nonzero()[:, 0]
 
     def _start(self, anchor: Tensor) -> None:
         """Nothing shifted yet. anchor: (sites, n, d)."""
@@ -189,13 +195,13 @@ class _Problem:
         rows = self.place[self.row_record]
         hidden = self.replay.run({site: self.delta[i][rows] for i, site in enumerate(self.sites)})
         every_logits = self.lm.logits(hidden)  # at once: the head's weights are read once
-        logits = every_logits[~self.looked_kl]
+        logits = every_logits[self.at_labels]
         losses = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
         owner = self.place[labels.record]
         edit, every = row_means(losses, labels, owner, n)
         counts = labels.weight > 0
         wrong = per_record(((logits.detach().argmax(-1) != labels.id) & counts).float(), owner, n)
-        after = every_logits[self.looked_kl].log_softmax(-1)
+        after = every_logits[self.at_kl].log_softmax(-1)
         if self.kl_before is None:
             self.kl_before = after.detach()  # nothing is shifted yet
         kl = (after.exp() * (after - self.kl_before)).sum(-1)
@@ -225,12 +231,12 @@ class _Problem:
     @torch.no_grad()
     def _adam(self, gradient: Tensor, number: int) -> None:
         """One Adam step and the clamp. All active records share the step count: they started together."""
-        gradient = torch.where(gradient.isfinite(), gradient, torch.zeros_like(gradient))
-        self.previous = self.delta.detach().clone()
-        self.moment1 = BETA1 * self.moment1 + (1 - BETA1) * gradient
-        self.moment2 = BETA2 * self.moment2 + (1 - BETA2) * gradient**2
-        direction = (self.moment1 / (1 - BETA1**number)) / ((self.moment2 / (1 - BETA2**number)).sqrt() + EPSILON)
-        delta = self.previous - self.rate * direction
+        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
+        self.previous = self.delta.detach()
+        self.moment1.mul_(BETA1).add_(gradient, alpha=1 - BETA1)
+        self.moment2.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        scale = (self.moment2 / (1 - BETA2**number)).sqrt_().add_(EPSILON)
+        delta = self.previous - self.rate * (self.moment1 / (1 - BETA1**number)).div_(scale)
         limit = self.settings.clamp * self.anchor_norm
         norm = delta.norm(dim=-1).clamp(min=1e-30)
         self.delta = (delta * (limit / norm).clamp(max=1.0)[..., None]).requires_grad_()
@@ -248,7 +254,7 @@ class _Problem:
         rows, looked = keep[self.place[self.row_record]], keep[self.place[self.looked_record]]
         self.labels = self.labels.select(keep[self.place[self.labels.record]])
         self.row_record = self.row_record[rows]
-        self.looked_record, self.looked_kl = self.looked_record[looked], self.looked_kl[looked]
+        self._look(self.looked_record[looked], self.looked_kl[looked])
         self.replay.select(rows)
         self.place = torch.zeros_like(self.place)
         self.place[self.active] = torch.arange(len(self.active), device=self.lm.device)
