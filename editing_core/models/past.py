@@ -41,13 +41,13 @@ class Past:
         """For a forward of a model of so many blocks; blocks without an entry must not run their attention."""
         cache = DynamicCache()
         if self.slots:
-            cache.layers = [DynamicLayer() for _ in range(depth)]
+            entries = [DynamicLayer() for _ in range(depth)]
             # The length of the past is read off the first entry, also where that block does not run.
             nothing = self.mask.new_zeros(1, 1, 1, 1).expand(len(self.mask), 1, self.slots, 1)
             for layer, (keys, values) in {0: (nothing, nothing), **self.layers}.items():
-                entry = cache.layers[layer]
-                entry.lazy_initialization(keys, values)
-                entry.keys, entry.values = keys, values
+                entries[layer].lazy_initialization(keys, values)
+                entries[layer].keys, entries[layer].values = keys, values
+            cache.layers = list(entries)
         return cache
 
     @staticmethod
