@@ -43,19 +43,19 @@ class _Chunk:
 
 
 def _chunks(lm: LanguageModel, order: Sequence[int], leads: Sequence[int], rows: Sequence[Ids]) -> Iterator[_Chunk]:
-    """Chunks of sorted rows whose openings fit into one forward together."""
-    most = lm.tokens_per_forward
+    """Chunks of sorted rows whose openings, kept padded to the longest, are no more tokens than half a forward's."""
+    most = lm.tokens_per_forward // 2
     number: dict[Ids, int] = {}
-    chunk, tokens = _Chunk([], [], [], []), 0
+    chunk, longest = _Chunk([], [], [], []), 0
     for n, lead in zip(order, leads, strict=True):
         opening = rows[n][:lead]
-        if opening not in number and tokens + lead > most:
+        if opening not in number and chunk.openings and (len(chunk.openings) + 1) * max(longest, lead) > most:
             yield chunk
-            chunk, number, tokens = _Chunk([], [], [], []), {}, 0
+            chunk, number, longest = _Chunk([], [], [], []), {}, 0
         if opening not in number:
             number[opening] = len(chunk.openings)
             chunk.openings.append(opening)
-            tokens += lead
+            longest = max(longest, lead)
         chunk.numbers.append(n)
         chunk.leads.append(lead)
         chunk.opening.append(number[opening])
@@ -67,7 +67,7 @@ def _read(
 ) -> Iterator[tuple[list[int], Tensor]]:
     openings = Openings.run(lm, chunk.openings)
     own = [rows[n][lead:] for n, lead in zip(chunk.numbers, chunk.leads, strict=True)]
-    for run in lm.runs([len(ids) for ids in own]):
+    for run in _runs(lm, [len(ids) for ids in own], chunk.leads):
         numbers = [chunk.numbers[i] for i in run]
         leads = torch.tensor([chunk.leads[i] for i in run], device=lm.device)
         past = openings.before(torch.tensor([chunk.opening[i] for i in run], device=lm.device), leads)
@@ -75,6 +75,14 @@ def _read(
         row, at = (torch.tensor(column, device=lm.device) for column in zip(*pairs, strict=True))
         batch = continued(lm, [own[i] for i in run], past, leads)
         yield numbers, lm.logits_at(batch, row, at, past.cache(lm.layers) if past.slots else None)
+
+
+def _runs(lm: LanguageModel, lengths: Sequence[int], leads: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of similar length; what rows attend to in front of them takes memory as their own tokens do."""
+    for run in lm.runs(lengths):
+        each = max(lengths[i] for i in run) + max(leads[i] for i in run)
+        size = max(1, lm.tokens_per_forward // each)
+        yield from (run[at : at + size] for at in range(0, len(run), size))
 
 
 def shared_beginnings(rows: Sequence[Ids], worth: int = FORWARD_COST) -> list[int]:
