@@ -6,10 +6,11 @@ from html import escape
 import gradio as gr
 
 from editing_core import preflight
+from editing_core.models import memory
 from editing_core.models.catalog import CATALOG, DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
-from editing_core.statistics.covariance import Corpus, CovarianceStore
+from editing_core.statistics.covariance import CovarianceStore
 
 NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and see what else changed</small></h1>"
 
@@ -66,7 +67,7 @@ def _memory(host: ModelHost, model: str, editor: str) -> str:
     """What one fact would take, and what is free."""
     device = host.device or preflight.device_here()
     found = preflight.need(model, editor, place=preflight.Place(host.dtype, device))
-    return f"{found}; {preflight.told(preflight.free_here(device))} are free"
+    return f"{found}; {memory.told(preflight.free_here(device))} are free"
 
 
 def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:
@@ -75,7 +76,7 @@ def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str
     layers = [layer for layer in row.layers(settings) if layer < lm.layers]
     if not layers or not row.needs_statistics(settings):
         return "no statistics needed"
-    corpus = Corpus.bundled(model) or store.corpus_of(lm)
+    corpus = store.text_of(lm)
     if corpus is None:
         return "statistics not collected"
     return "statistics cached" if store.has(lm, layers, corpus) else "statistics collected at first edit"

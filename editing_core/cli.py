@@ -23,6 +23,7 @@ from editing_core.editors.recipes import Recipe
 from editing_core.errors import BadRequest, EditingError
 from editing_core.evaluation.consistency import bundled_references
 from editing_core.files import write_text
+from editing_core.models import memory
 from editing_core.models.adapter import save_adapter
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
@@ -200,7 +201,7 @@ def _models(_options: argparse.Namespace) -> None:
     for row in CATALOG.values():
         print(f"{row.name:<18}{row.parameters / 1e6:>9,.0f}M  {row.note}")
         print(f"{'':<18}{preflight.need(row.name, 'memit', place=place)}")
-    print(f"Memory is for one fact by MEMIT in float32; {preflight.told(preflight.free_here())} are free.")
+    print(f"Memory is for one fact by MEMIT in float32; {memory.told(preflight.free_here())} are free.")
     print("Any hub id of the types gpt2, gptj, llama, qwen2 or qwen3 works too.")
 
 

@@ -74,7 +74,7 @@ def _source(options: argparse.Namespace, lm: LanguageModel, store: CovarianceSto
     """What is named, or else the bundled or the last text; its first documents where that is asked for."""
     if options.collect:
         return source_of(options.collect, options.split, options.column, options.revision, options.documents)
-    source = Corpus.bundled(lm.name) or store.corpus_of(lm)
+    source = store.text_of(lm)
     return source.first(options.documents) if source and options.documents else source
 
 

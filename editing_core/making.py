@@ -59,7 +59,7 @@ def build_editor(
 
 def statistics_remark(lm: LanguageModel, plan: EditPlan, store: CovarianceStore) -> tuple[str, ...]:
     """What is to know of the statistics that the plan's editor was built with; mostly nothing."""
-    row, corpus = editor_row(plan.editor), Corpus.bundled(lm.name) or store.corpus_of(lm)
+    row, corpus = editor_row(plan.editor), store.text_of(lm)
     if corpus is None or not row.needs_statistics(plan.settings):
         return ()
     remarks = [store.get(lm, layer, corpus).remark for layer in row.layers(plan.settings)]

@@ -19,7 +19,7 @@ from editing_core.models import memory
 from editing_core.models.architectures import ARCHITECTURES
 from editing_core.models.catalog import CATALOG, source_of
 from editing_core.models.language_model import DTYPES
-from editing_core.models.memory import Sizes
+from editing_core.models.memory import Sizes, told
 from editing_core.registry import editor_row
 from editing_core.settings import Settings
 
@@ -189,10 +189,3 @@ def device_here() -> str:
 def free_here(device: str | None = None) -> int:
     """Bytes that are free on a device now."""
     return memory.free_bytes(torch.device(device or device_here()))
-
-
-def told(count: float) -> str:
-    """Bytes as a person says them."""
-    if count < 1e8:
-        return f"{count / 1e6:.0f} MB"
-    return f"{count / 1e9:.2g} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"

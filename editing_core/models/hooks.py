@@ -6,10 +6,11 @@ tuple in others; the first two doors show the hidden state only.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 Change = Callable[[Tensor], Tensor]
 Forward = Callable[..., Any]
@@ -82,21 +83,19 @@ def steering(model: nn.Module, changes: dict[str, Change]) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def stopping_after(model: nn.Module, name: str) -> Iterator[None]:
+def stopping_after(model: nn.Module, name: str) -> AbstractContextManager[None]:
     """End the one forward pass inside the block as soon as module `name` has run."""
-    handle = model.get_submodule(name).register_forward_hook(_stop)
-    try:
-        with suppress(_Stop):
-            yield
-    finally:
-        handle.remove()
+    return _stopping(model.get_submodule(name).register_forward_hook)
+
+
+def stopping_before(model: nn.Module, name: str) -> AbstractContextManager[None]:
+    """End the one forward pass inside the block as soon as the input of module `name` is there."""
+    return _stopping(model.get_submodule(name).register_forward_pre_hook)
 
 
 @contextmanager
-def stopping_before(model: nn.Module, name: str) -> Iterator[None]:
-    """End the one forward pass inside the block as soon as the input of module `name` is there."""
-    handle = model.get_submodule(name).register_forward_pre_hook(_stop)
+def _stopping(register: Callable[[Callable[..., None]], RemovableHandle]) -> Iterator[None]:
+    handle = register(_stop)
     try:
         with suppress(_Stop):
             yield

@@ -187,6 +187,10 @@ class CovarianceStore:
             return TextFile.of(copied)  # of versions that kept the text itself
         return found
 
+    def text_of(self, lm: LanguageModel) -> TextSource | None:
+        """The text a model's runs protect: the one that comes with it, or the one last collected from, or None."""
+        return Corpus.bundled(lm.name) or self.corpus_of(lm)
+
     def remember(self, lm: LanguageModel, corpus: TextSource) -> None:
         """Make `corpus` the one `corpus_of` gives for this model. Only its description is kept."""
         self.root.mkdir(parents=True, exist_ok=True)

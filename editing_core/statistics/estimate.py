@@ -9,6 +9,7 @@ import torch
 
 from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.memory import told
 from editing_core.models.tokens import TOKENS_PER_FORWARD, runs
 from editing_core.statistics.corpus import TextSource
 from editing_core.statistics.moments import TILE, Sums, duration, place, tokenised
@@ -36,8 +37,8 @@ class Estimate:
 
     def __str__(self) -> str:
         sizes = (
-            f"{size(self.disk)} on disk (up to {size(self.meanwhile)} more until it is done) and "
-            f"{size(self.memory)} of memory ({self.device}) beside the model"
+            f"{told(self.disk)} on disk (up to {told(self.meanwhile)} more until it is done) and "
+            f"{told(self.memory)} of memory ({self.device}) beside the model"
         )
         if self.seconds is None or self.documents is None or self.tokens is None:
             return f"about {self.rate:,.0f} tokens/s of a text of unknown length, {sizes}"
@@ -70,11 +71,6 @@ def estimate(lm: LanguageModel, layers: Sequence[int], source: TextSource) -> Es
         memory=8 * numbers + 4 * min(TILE, width) * width,
         device=str(place(lm, layers, width)),
     )
-
-
-def size(count: float) -> str:
-    """Bytes as a person says them."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _pace(lm: LanguageModel, layers: Sequence[int], rows: list[list[int]]) -> tuple[Sums, float]:

@@ -60,18 +60,14 @@ def lm(request, made):
 
 
 @pytest.fixture(scope="module")
-def several():
+def several(facts):
     """Facts of different lengths, two of them with edit neighbors, one with every kind of probe."""
     kept = (Probe("Mary Walker was born in the city of", "Paris", family="Forgetfulness"),)
     asked = (Probe("The birthplace of Mary Walker lies in", "France", aliases=("the south", "Europe")),)
     return (
-        EditRequest(
-            "Mary Walker",
-            "{} was born in",
-            "London",
-            "Paris",
-            ("The birthplace of Mary Walker is", "Mary Walker comes from"),
-            (Probe("Peter Smith was born in", "Paris"), Probe("The river runs through", "the old city")),
+        replace(
+            facts[0],
+            neighbors=(Probe("Peter Smith was born in", "Paris"), Probe("The river runs through", "the old city")),
             case_id=1,
             edit_neighbors=(PETER,),
             portability=asked,
