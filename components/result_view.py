@@ -162,7 +162,7 @@ def show_run(
         view.state: "",
         view.text: "",
         view.order: "",
-        **show_no_looks(view, "One moment."),
+        **({} if is_looked_at(stored, 0, run.chosen, by) else show_no_looks(view, "One moment.")),
         **show_at(view, stored, 0, run.chosen, log, by),
     }
 

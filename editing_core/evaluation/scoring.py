@@ -171,9 +171,7 @@ def text_perplexities(lm: LanguageModel, texts: Sequence[str], terms: str = "T-1
     means = torch.zeros(len(rows), dtype=torch.float64, device=lm.device)
     for numbers, batch in lm.batches(rows):
         index, at = torch.nonzero(batch.mask[:, 1:], as_tuple=True)
-        losses = torch.nn.functional.cross_entropy(
-            lm.logits_at(batch, index, at), batch.ids[index, at + 1], reduction="none"
-        ).double()
+        losses = lm.losses(lm.hidden(batch)[index, at], batch.ids[index, at + 1]).double()
         total = torch.zeros(len(batch.ids), dtype=torch.float64, device=lm.device).index_add(0, index, losses)
         means[numbers] = total / (batch.lengths - int(terms == "T-1"))
     return [float(value) for value in means.exp()]

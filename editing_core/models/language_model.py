@@ -167,6 +167,15 @@ class LanguageModel:
         found: Tensor = self.head(hidden)
         return found.to(self.precision)
 
+    def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """(n,) in `precision`: minus the log-probability of each label (n,) after final hidden states (n, d).
+
+        The logits of a few tokens at a time stay in the processor's cache, those of a whole batch would not.
+        """
+        size = self.at_most(memory.loss_tokens(memory.sizes_of(self.model), self.device))
+        parts = zip(hidden.split(size), labels.split(size), strict=True)
+        return torch.cat([nn.functional.cross_entropy(self.logits(h), label, reduction="none") for h, label in parts])
+
     def batch(self, rows: Sequence[Sequence[int]], left: bool = False) -> Batch:
         """Pad token rows on the model's device, on the right unless `left`."""
         self.check_length(max(len(row) for row in rows))
@@ -204,6 +213,10 @@ class LanguageModel:
     def tokens_per_backward(self, blocks: int, trained: bool = False) -> int:
         """Most tokens of a forward that keeps so many blocks' states, trained: for gradients of their weights."""
         return self.at_most(memory.backward_tokens(memory.sizes_of(self.model), self.device, blocks, trained))
+
+    def tokens_per_collection(self, layers: int) -> int:
+        """Most tokens of a forward that keeps the keys of so many layers, see `memory`."""
+        return self.at_most(memory.key_tokens(memory.sizes_of(self.model), self.device, layers))
 
     def at_most(self, count: int) -> int:
         """So many tokens or rows at once, or fewer since memory ran out."""

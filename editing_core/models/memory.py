@@ -25,18 +25,22 @@ OWN_CGROUP = Path("/proc/self/cgroup")
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one forward: tokens without a backward pass and with one, and bytes. room: of states that wait."""
+    """Of one forward: tokens without a backward pass and with one, and bytes. room: of states that wait.
+
+    logits: bytes of those that are there at once where only their losses are asked for.
+    """
 
     forward: int
     backward: int
     size: int
     room: int
+    logits: int
 
 
 # On a processor more tokens are not faster (4,000 to 12,000 take the same time on the bundled model). The numbers
 # for an accelerator are not measured on one; what is free limits them there.
-BOUNDS = {"cpu": Bounds(TOKENS_PER_FORWARD, 4096, 2**30, 2**28)}
-ACCELERATOR = Bounds(65_536, 65_536, 2**36, 2**31)
+BOUNDS = {"cpu": Bounds(TOKENS_PER_FORWARD, 4096, 2**30, 2**28, 2**20)}
+ACCELERATOR = Bounds(65_536, 65_536, 2**36, 2**31, 2**30)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,11 @@ class Sizes:
     def trained(self) -> int:
         """The same with weights taking part, whose inputs are kept too."""
         return self.number * (14 * self.width + (4 if self.fused else 8) * self.inner)
+
+    @property
+    def keys(self) -> int:
+        """Bytes of one token's key in one layer, in float32."""
+        return 4 * self.inner
 
     @property
     def logits(self) -> int:
@@ -136,14 +145,25 @@ def bounds(device: torch.device) -> Bounds:
 def forward_tokens(sizes: Sizes, device: torch.device) -> int:
     """Most tokens of a forward that keeps nothing for a backward pass; all their logits may be looked at."""
     own = bounds(device)
-    return _fitting(own.forward, sizes.state + sizes.logits, own, device)
+    return _fitting(own.forward, sizes.state + sizes.logits, own.size, device)
 
 
 def backward_tokens(sizes: Sizes, device: torch.device, blocks: int, trained: bool = False) -> int:
     """Most tokens of a forward that keeps states of so many blocks. trained: for gradients of weights."""
     own = bounds(device)
     each = sizes.trained if trained else sizes.kept
-    return _fitting(own.backward, sizes.state + blocks * each + round(3 * LOOKED * sizes.logits), own, device)
+    return _fitting(own.backward, sizes.state + blocks * each + round(3 * LOOKED * sizes.logits), own.size, device)
+
+
+def key_tokens(sizes: Sizes, device: torch.device, layers: int) -> int:
+    """Most tokens of a forward that keeps the keys of so many layers, for statistics."""
+    own = bounds(device)
+    return _fitting(own.forward, sizes.state + sizes.keys * layers, own.room, device)
+
+
+def loss_tokens(sizes: Sizes, device: torch.device) -> int:
+    """Most tokens whose logits are there at once where only their losses are asked for."""
+    return max(1, bounds(device).logits // sizes.logits)
 
 
 def room_bytes(device: torch.device) -> int:
@@ -151,9 +171,9 @@ def room_bytes(device: torch.device) -> int:
     return min(bounds(device).room, round(free_bytes(device) * SHARE / 4))
 
 
-def _fitting(most: int, each: int, own: Bounds, device: torch.device) -> int:
-    """The most, halved until tokens of `each` bytes fit, so that it moves in few steps."""
-    left = min(own.size, free_bytes(device) * SHARE)
+def _fitting(most: int, each: int, size: int, device: torch.device) -> int:
+    """The most, halved until tokens of `each` bytes fit into a size, so that it moves in few steps."""
+    left = min(size, free_bytes(device) * SHARE)
     while most > LEAST and most * each > left:
         most //= 2
     return most

@@ -10,7 +10,7 @@ import torch
 from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.memory import told
-from editing_core.models.tokens import TOKENS_PER_FORWARD, runs
+from editing_core.models.tokens import runs
 from editing_core.statistics.corpus import TextSource
 from editing_core.statistics.moments import TILE, Sums, duration, place, tokenised
 
@@ -86,7 +86,7 @@ def _pace(lm: LanguageModel, layers: Sequence[int], rows: list[list[int]]) -> tu
     sums = Sums()
     _timed(lm, layers, sums, few)  # pays for memory, kernels and clocks
     pace = _timed(lm, layers, sums, few) / held
-    most = lm.at_most(TOKENS_PER_FORWARD)
+    most = lm.tokens_per_collection(len(layers))
     if pace * most > SECONDS / 2:
         most = FEW
         rows = [row[:FEW] for row in rows]

@@ -19,7 +19,7 @@ from editing_core.models.tokens import TOKENS_PER_FORWARD, runs
 from editing_core.statistics.corpus import TextSource
 from editing_core.types import Step, Watch, ignore
 
-CUT = TOKENS_PER_FORWARD  # of models with a longer context each document is cut here: it always fits one forward
+CUT = TOKENS_PER_FORWARD  # tokens: of models with a longer context each document is cut here
 TILE = 512  # rows of a sum that are added at once
 BLOCK_DOCUMENTS, BLOCK_CHARACTERS = 2048, 4_000_000  # what is read, tokenised and sorted by length together
 
@@ -129,7 +129,7 @@ def add_text(
         for block in blocks(source.read(), sums.documents):
             rows = tokenised(lm, block)
             if not sums.forwards:
-                sums.most = lm.at_most(TOKENS_PER_FORWARD)
+                sums.most = lm.tokens_per_collection(len(layers))
             todo = runs([len(row) for row in rows], sums.most)
             length = sum(map(len, rows))
             done = sum(len(rows[n]) for numbers in todo[: sums.forwards] for n in numbers)

@@ -27,7 +27,7 @@ def _small(monkeypatch):
     """Several blocks, and several forwards in each."""
     monkeypatch.setattr(moments, "BLOCK_DOCUMENTS", 12)
     monkeypatch.setattr(moments, "TILE", 24)
-    monkeypatch.setattr(moments, "TOKENS_PER_FORWARD", 100)
+    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], forward=100))
 
 
 def matrices(store, lm, source, layers=LAYERS):
@@ -226,7 +226,6 @@ def test_memory_that_runs_out_halves_forwards_and_counts_every_token_once(corpus
         return original(self, batch, cache)
 
     monkeypatch.setattr(type(lm), "hidden", hidden)
-    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], forward=100))
     store = CovarianceStore(tmp_path)
     store.collect(lm, LAYERS, corpus)
     assert lm.divisor > 1

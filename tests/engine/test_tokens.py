@@ -1,5 +1,7 @@
 """From text to positions, and that batching changes nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 
 from editing_core.errors import OutOfMemory
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
+from editing_core.models import memory
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import FORWARD_COST, continuation, encode, last_token_of, pad, runs, subject_last
 from tests.conftest import pocket_tokenizer
@@ -137,6 +140,20 @@ def test_text_perplexity_reads_the_first_token_only(tiny_lm):
         ids = torch.tensor([tiny_lm.tokenizer(text)["input_ids"]])
         expected.append(float(tiny_lm.model(ids, labels=ids).loss.double().exp()))
     assert text_perplexities(tiny_lm, texts) == pytest.approx(expected, rel=1e-4)
+
+
+@torch.no_grad()
+def test_losses_are_the_same_whether_logits_are_made_at_once_or_a_few_at_a_time(tiny_lm, monkeypatch):
+    batch = tiny_lm.batch([tiny_lm.tokenizer("The old bridge over the river.")["input_ids"]])
+    hidden, labels = tiny_lm.hidden(batch)[0, :-1], batch.ids[0, 1:]
+    expected = -tiny_lm.logits(hidden).log_softmax(-1)[range(len(labels)), labels]
+    torch.testing.assert_close(tiny_lm.losses(hidden, labels), expected, rtol=1e-6, atol=1e-6)
+    rows = []
+    whole = tiny_lm.logits
+    monkeypatch.setattr(tiny_lm, "logits", lambda states: rows.append(len(states)) or whole(states))
+    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], logits=1))
+    torch.testing.assert_close(tiny_lm.losses(hidden, labels), expected, rtol=1e-6, atol=1e-6)
+    assert rows == [1] * len(labels)
 
 
 def test_next_tokens_agree_with_generation(tiny_lm):
