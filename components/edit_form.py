@@ -74,7 +74,7 @@ def build() -> EditForm:
     prompt = gr.Textbox(label="Prompt with {}", placeholder="{} is located in", max_lines=1, elem_id="prompt")
     with gr.Row(elem_classes="es-fields"):
         subject = _field("Subject", "Eiffel Tower", "subject", 2)
-        old = _field("Old object", "model's answer", "old", 1)
+        old = _field("Old object", "optional", "old", 1)
         new = _field("New object", "Rome", "new", 1)
     return EditForm(
         chips=chips,

@@ -10,7 +10,7 @@ from editing_core.models import memory
 from editing_core.models.catalog import CATALOG, DEFAULT
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
-from editing_core.statistics.covariance import CovarianceStore
+from editing_core.statistics.covariance import Corpus, CovarianceStore
 
 NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and see what else changed</small></h1>"
 
@@ -77,9 +77,9 @@ def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str
     if not layers or not row.needs_statistics(settings):
         return "no statistics needed"
     corpus = store.text_of(lm)
-    if corpus is None:
-        return "statistics not collected"
-    return "statistics cached" if store.has(lm, layers, corpus) else "statistics collected at first edit"
+    if corpus is not None and store.has(lm, layers, corpus):
+        return "statistics cached"
+    return "statistics collected at first edit" if Corpus.bundled(lm.name) else "statistics not collected"
 
 
 def _line(kind: str, sign: str, text: str) -> str:

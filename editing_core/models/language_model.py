@@ -170,9 +170,10 @@ class LanguageModel:
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """(n,) in `precision`: minus the log-probability of each label (n,) after final hidden states (n, d).
 
-        The logits of a few tokens at a time stay in the processor's cache, those of a whole batch would not.
+        The logits of a few tokens at a time stay in the processor's cache, those of a whole batch would not; of too
+        few, the head's weights are read over and over.
         """
-        size = self.at_most(memory.loss_tokens(memory.sizes_of(self.model), self.device))
+        size = self.at_most(memory.bounds(self.device).losses)
         parts = zip(hidden.split(size), labels.split(size), strict=True)
         return torch.cat([nn.functional.cross_entropy(self.logits(h), label, reduction="none") for h, label in parts])
 

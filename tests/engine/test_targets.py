@@ -91,6 +91,8 @@ def test_a_finished_record_keeps_the_shift_it_was_judged_by(tiny_lm, requests_, 
         rows = Objective(contexts).rows(tiny_lm, request, 0)
         labels, subjects = Labels.of(tiny_lm, rows), torch.tensor([row.subject for row in rows])
         index = torch.arange(len(rows))
+        places = [(number, at) for number, row in enumerate(rows) for at in row.positions]
+        row, at = (torch.tensor(column) for column in zip(*places, strict=True))
 
         def shift(state, subjects=subjects, index=index, i=i):
             state = state.clone()
@@ -98,7 +100,7 @@ def test_a_finished_record_keeps_the_shift_it_was_judged_by(tiny_lm, requests_, 
             return state
 
         with torch.no_grad(), steering(tiny_lm.model, {site: shift}):
-            logits = tiny_lm.logits_at(tiny_lm.batch([row.ids for row in rows]), labels.row, labels.at)
+            logits = tiny_lm.logits_at(tiny_lm.batch([row.ids for row in rows]), row, at)
         nll = torch.nn.functional.cross_entropy(logits, labels.id, reduction="none")
         assert float((nll * labels.weight).sum()) == pytest.approx(float(found.log.log_p_final[i]), abs=1e-4)
 

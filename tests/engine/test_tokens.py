@@ -151,7 +151,7 @@ def test_losses_are_the_same_whether_logits_are_made_at_once_or_a_few_at_a_time(
     rows = []
     whole = tiny_lm.logits
     monkeypatch.setattr(tiny_lm, "logits", lambda states: rows.append(len(states)) or whole(states))
-    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], logits=1))
+    monkeypatch.setitem(memory.BOUNDS, "cpu", replace(memory.BOUNDS["cpu"], losses=1))
     torch.testing.assert_close(tiny_lm.losses(hidden, labels), expected, rtol=1e-6, atol=1e-6)
     assert rows == [1] * len(labels)
 

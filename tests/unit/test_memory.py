@@ -55,12 +55,6 @@ def test_what_runs_together_takes_at_most_its_share(monkeypatch):
             assert tokens * (sizes.state + sizes.logits) <= memory.SHARE * count
 
 
-def test_losses_are_taken_so_many_at_a_time_that_their_logits_stay_small():
-    assert memory.loss_tokens(POCKET, CPU) * POCKET.logits <= memory.BOUNDS["cpu"].logits
-    assert 1 < memory.loss_tokens(LARGE, CPU) < memory.loss_tokens(POCKET, CPU)
-    assert memory.loss_tokens(replace(LARGE, vocabulary=10**9), CPU) == 1
-
-
 def test_more_blocks_wider_states_and_more_words_take_more():
     assert memory.backward_tokens(LARGE, CPU, 12) < memory.backward_tokens(LARGE, CPU, 1)
     assert replace(LARGE, vocabulary=10).logits < LARGE.logits

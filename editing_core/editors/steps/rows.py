@@ -112,13 +112,11 @@ def kl_row(lm: LanguageModel, request: EditRequest, record: int) -> Row:
 class Labels:
     """All labels of some rows as tensors (labels,), in the rows' order.
 
-    row, at, id: which row, after which position, which token. record: of the row. weight: so that summing weight * NLL
-    over a record's labels gives its part of the objective; share, even: the same for the mean over the row's kind, over
-    all rows. assists: whether it stands in a neighbor's row.
+    id: which token. record: of the row. weight: so that summing weight * NLL over a record's labels gives its part of
+    the objective; share, even: the same for the mean over the row's kind, over all rows. assists: whether it stands
+    in a neighbor's row.
     """
 
-    row: Tensor
-    at: Tensor
     id: Tensor
     record: Tensor
     weight: Tensor
@@ -129,28 +127,22 @@ class Labels:
     @staticmethod
     def of(lm: LanguageModel, rows: Sequence[Row]) -> "Labels":
         """Records are numbered as the rows say."""
-        labels = [
-            (i, at, label, row)
-            for i, row in enumerate(rows)
-            for at, label in zip(row.positions, row.labels, strict=True)
-        ]
+        labels = [(label, row) for row in rows for label in row.labels]
 
         def integers(values: Sequence[int]) -> Tensor:
             return torch.tensor(values, dtype=torch.long, device=lm.device)
 
         def shares(name: str) -> Tensor:
-            values = [getattr(row, name) / len(row.labels) for *_, row in labels]
+            values = [getattr(row, name) / len(row.labels) for _, row in labels]
             return torch.tensor(values, dtype=lm.precision, device=lm.device)
 
         return Labels(
-            row=integers([i for i, *_ in labels]),
-            at=integers([at for _, at, *_ in labels]),
-            id=integers([label for _, _, label, _ in labels]),
-            record=integers([row.record for *_, row in labels]),
+            id=integers([label for label, _ in labels]),
+            record=integers([row.record for _, row in labels]),
             weight=shares("weight"),
             share=shares("share"),
             even=shares("even"),
-            assists=torch.tensor([row.assists for *_, row in labels], dtype=torch.bool, device=lm.device),
+            assists=torch.tensor([row.assists for _, row in labels], dtype=torch.bool, device=lm.device),
         )
 
     def select(self, labels: Tensor) -> "Labels":
