@@ -16,12 +16,15 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from components import header, progress_view, visitor
+from components import export_view, header, progress_view, stack_panel, takeaway, visitor
 from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
+from components.export_view import ExportView
 from components.jobs import Jobs
 from components.ladder import Ladder
 from components.runs_tab import RunsTab
+from components.stack_panel import StackPanel
+from components.takeaway import Takeaway
 from editing_core import paths
 from editing_core.bench.desk import Desk, Limits
 from editing_core.bench.executors import LOOK, Dispatcher, executor_of
@@ -56,6 +59,9 @@ class Parts:
     page: gr.Blocks
     edit: EditTab
     ladder: Ladder
+    stack: StackPanel
+    take: Takeaway
+    export: ExportView
     bench: BenchTab
     runs: RunsTab
 
@@ -72,25 +78,31 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=kept, fill_width=True) as page:
         top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
         edit = EditTab(host, store, top, jobs=Jobs(PATIENCE if desk.public else None))
-        ladder = Ladder(edit)
+        ladder, stack, take, export = Ladder(edit), StackPanel(edit), Takeaway(edit), ExportView(edit, desk.public)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
         with gr.Tabs(selected="edit") as tabs:
             with gr.Tab("Edit", id="edit") as first:
                 edit.build()
                 with edit.right:
+                    stack.build()
+                    take.build()
+                    export.build()
                     ladder.build()
             with gr.Tab("Benchmark", id="bench") as second:
                 bench.build()
             with gr.Tab("Runs", id="runs") as third:
                 runs.build()
-        _wire_form(page, edit)
+        _wire_form(page, edit, take)
         _wire_edit(edit, ladder)
         _wire_view(edit)
+        stack_panel.wire(stack, MODEL_QUEUE)
+        takeaway.wire(take)
+        export_view.wire(export, MODEL_QUEUE)
         _wire_bench(page, bench, second, [first, third])
         _wire_runs(runs, third, [first, second])
         _wire_case(edit, runs, tabs)
     page.queue(max_size=100)
-    return Parts(page, edit, ladder, bench, runs)
+    return Parts(page, edit, ladder, stack, take, export, bench, runs)
 
 
 def _outputs(tab: EditTab) -> list[Any]:
@@ -105,8 +117,8 @@ def _ordered(widgets: Iterable[Any]) -> list[Any]:
     return sorted(widgets, key=lambda widget: int(widget._id))
 
 
-def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
-    """Examples, fields, suggestions, model and editor."""
+def _wire_form(page: gr.Blocks, tab: EditTab, take: Takeaway) -> None:
+    """Examples, fields, suggestions, model and editor, and the case of the link the page was opened by."""
     inputs, outputs, form = tab.inputs(), _outputs(tab), tab.form
     quiet: dict[str, Any] = {"outputs": outputs, "show_progress": "hidden", "api_visibility": "undocumented"}
 
@@ -136,7 +148,9 @@ def _wire_form(page: gr.Blocks, tab: EditTab) -> None:
     gr.on(changed, tab.on_ingredients, inputs, trigger_mode="always_last", **quiet)
     present(tab.header.model.input(tab.on_editor, inputs, **quiet).then)
     present(tab.header.load.click(tab.on_load, inputs, **quiet, **MODEL_QUEUE).then)
-    page.load(tab.on_editor, inputs, **quiet)
+    # One after the other: the preset must not overwrite what the link asks for.
+    linked = {**quiet, "outputs": [*outputs, tab.header.model]}
+    present(page.load(tab.on_editor, inputs, **quiet).then(take.on_link, None, **linked).then)
 
 
 def _chip(tab: EditTab, name: str) -> Callable[..., dict[Any, Any]]:
@@ -171,7 +185,9 @@ def _wire_edit(tab: EditTab, ladder: Ladder) -> None:
     )
     own: dict[str, Any] = {"outputs": tab.running, "show_progress": "hidden"}
     tab.stop.click(tab.on_stop, tab.job, api_name="stop", queue=False, cancels=[run, climb], **own)
-    tab.undo.click(tab.on_undo, {history}, api_name="undo", **own)
+    tab.undo.click(
+        tab.on_undo, {history, tab.stack}, [*tab.running, tab.stack], api_name="undo", show_progress="hidden"
+    )
     read: set[Any] = {
         history,
         tab.view.log,

@@ -94,7 +94,7 @@ def case(name: str, device: str = "cpu", dtype: str = "float32") -> Case:
     row = editor_row("memit").preset(shape.preset)
     settings = row.settings
     assert isinstance(settings, MemitSettings)
-    requests = tuple(load_dataset("pocket-facts").requests)
+    requests = tuple(r for part in ("test", "tune") for r in load_dataset(f"pocket-facts:{part}").requests)
     return Case(lm, requests, settings, _statistics(lm, settings), Objective(CONTEXTS))
 
 

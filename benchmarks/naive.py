@@ -9,12 +9,12 @@ model's lock. Sources: MEMIT (arXiv:2210.07229), PMET (2308.08742), iterative ed
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from benchmarks.naive_measures import Table, evaluate, held_out, logits_of, losses_of, perplexities
 from editing_core.editors.memit import MemitSettings
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps.contexts import Contexts
@@ -22,12 +22,11 @@ from editing_core.editors.steps.rows import Objective, kl_row
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models.hooks import Change, steering, watching
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import continuation, subject_last
+from editing_core.models.tokens import subject_last
 from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest
 
 Tensors = Mapping[str, Tensor]  # by site or by parameter
-Table = list[dict[str, Any]]  # one entry per probe
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +67,10 @@ def optimise(
     changes = {site: _shifting(site, [row.subject for row in rows], shifts, anchors) for site in sites}
     with torch.enable_grad(), steering(lm.model, changes):
         for step in range(1, settings.steps + 1):
-            logits = _logits(lm, [row.ids for row in rows])
+            logits = logits_of(lm, [row.ids for row in rows])
             nll, right = torch.zeros((), dtype=logits.dtype, device=lm.device), True
             for row, of_row in zip(rows[:-1], logits, strict=False):
-                losses, hits = _losses(of_row, row.positions, row.labels)
+                losses, hits = losses_of(of_row, row.positions, row.labels)
                 nll = nll + row.weight * losses.mean()
                 right = right and (row.weight == 0 or bool(hits.all()))
             chances = logits[-1, rows[-1].subject].log_softmax(-1)
@@ -141,7 +140,8 @@ def spread(  # noqa: PLR0913, PLR0917 - everything that decides the closed form,
     """Parameter name -> (d_out, d_in) float64 update that lets the output of `site` approach `targets` (n_facts, d).
 
     Layers are written lowest first, each with those below already changed. weight: lambda. share: what the
-    residual is divided by when so many layers remain, this one included.
+    residual is divided by when so many layers remain, this one included. Where a norm stands behind the MLP, the
+    residual is multiplied by the pseudo-inverse of its Jacobian. site: of what is in the residual stream.
     """
     updates: dict[str, Tensor] = {}
     contexts, layers = objective.contexts, sorted(layers)
@@ -151,73 +151,27 @@ def spread(  # noqa: PLR0913, PLR0917 - everything that decides the closed form,
             down = lm.architecture.down(layer)
             keys = [shares @ _at_subject(lm, request, contexts, f"{down}.input") for request in requests]
             present = [_at_subject(lm, request, Contexts(), site)[0] for request in requests]
-            k, r = torch.stack(keys).T, (targets.double() - torch.stack(present)).T  # (d_in, n), (d_out, n)
+            change = (targets.double() - torch.stack(present)) / share(len(layers) - number)
+            if norm := lm.architecture.mlp_norm_of(layer):
+                values = [_at_subject(lm, request, Contexts(), down)[0] for request in requests]
+                change = torch.stack([_inverse(lm, norm, v) @ c for v, c in zip(values, change, strict=True)])
+            k, r = torch.stack(keys).T, change.T  # (d_in, n), (d_out, n)
             solution = torch.linalg.solve(weight * covariances[layer].matrix.to(k) + k @ k.T, k)
-            updates |= (piece := {f"{down}.weight": r / share(len(layers) - number) @ solution.T})
+            updates |= (piece := {f"{down}.weight": r @ solution.T})
             _add(lm, piece)
     return updates
 
 
 @torch.no_grad()
-def perplexities(lm: LanguageModel, requests: Sequence[EditRequest], objective: Objective) -> Tensor:
-    """(n_facts,) float64 log-perplexity of the new object: its mean token NLL over the rewriting rows."""
-    found = []
-    for request in requests:
-        rows = [row for row in objective.rows(lm, request, 0) if not row.assists]
-        logits = _logits(lm, [row.ids for row in rows])
-        losses = [_losses(logits[i], row.positions, row.labels)[0].double().mean() for i, row in enumerate(rows)]
-        found.append(torch.stack(losses).mean())
-    return torch.stack(found).cpu()
-
-
-@torch.no_grad()
-def evaluate(lm: LanguageModel, requests: Sequence[EditRequest]) -> Table:
-    """One entry per probe, of both objects: logp (mean over tokens), rank of the first token, and hit.
-
-    hit: share of tokens that are the model's first choice, the best of an answer and its aliases. Where there is
-    no old object, nothing is told of it.
-    """
-    table: Table = []
-    for request in requests:
-        entries = _probes(request)
-        answers = [(entry["prompt"], (request.target_new, *entry.pop("own"))) for entry in entries]
-        texts = [[continuation(lm.tokenizer, prompt, answer) for answer in some] for prompt, some in answers]
-        logits = iter(_logits(lm, [text.inputs for some in texts for text in some]))
-        for entry, some in zip(entries, texts, strict=True):
-            scores = [_score(next(logits), text.positions, text.object_ids) for text in some]
-            for side, told in (("new", scores[:1]), ("true", scores[1:])):
-                if told:
-                    hit = max(hit for *_, hit in told)
-                    entry |= {f"logp_{side}": told[0][0], f"rank_{side}": told[0][1], f"hit_{side}": hit}
-        table += entries
-    return table
-
-
-def _probes(request: EditRequest) -> Table:
-    """Everything asked about a request; own: each probe's own answer and its aliases."""
-    true = (request.target_true,) if request.target_true else ()
-    asked: list[tuple[str, int, str, tuple[str, ...]]] = [("edit", 0, request.full_prompt, true)]
-    asked += [("paraphrase", i, prompt, true) for i, prompt in enumerate(request.paraphrases)]
-    for kind, name in {"neighbor": "neighbors", "locality": "locality", "portability": "portability"}.items():
-        asked += [(kind, i, p.prompt, (p.answer, *p.aliases)) for i, p in enumerate(getattr(request, name))]
-    return [dict(case_id=request.case_id, kind=k, number=i, prompt=p, own=own) for k, i, p, own in asked]
-
-
-def _score(logits: Tensor, positions: Sequence[int], labels: Sequence[int]) -> tuple[float, int, float]:
-    """Mean log-probability, rank of the first token, share of hits. logits: (tokens, vocabulary)."""
-    losses, hits = _losses(logits, positions, labels)
-    first = logits[positions[0]]
-    return -float(losses.double().mean()), int((first > first[labels[0]]).sum()) + 1, float(hits.float().mean())
-
-
-@torch.no_grad()
-def held_out(lm: LanguageModel, texts: Sequence[str]) -> float:
-    """Arithmetic mean over texts of their perplexity, one forward each; a text's first token is only read."""
-    found = []
-    for text in texts:
-        ids = lm.tokenizer(text)["input_ids"][: lm.context]
-        found.append(_losses(_logits(lm, [ids])[0], range(len(ids) - 1), ids[1:])[0].double().mean().exp())
-    return float(torch.stack(found).mean())
+def _inverse(lm: LanguageModel, name: str, value: Tensor) -> Tensor:
+    """(d, d) float64 pseudo-inverse of an RMS norm's Jacobian at `value` (d,), taken to be blind along the value."""
+    norm, state = lm.model.get_submodule(name), value.to(lm.model.dtype)
+    gain, output = norm(torch.full_like(state, 1024.0)).double(), norm(state).double()
+    size = (gain * value).norm() / output.norm()
+    along = value / value.norm()
+    jacobian = gain[:, None] / size * (torch.eye(len(value)).to(value) - torch.outer(along, along))
+    inverse: Tensor = torch.linalg.pinv(jacobian, rtol=1e-6)
+    return inverse
 
 
 def edit(
@@ -251,21 +205,6 @@ def edit(
     return NaiveEdit(*zip(*rounds, strict=True), *zip(*measured, strict=True))
 
 
-def _logits(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> Tensor:
-    """(rows, tokens, vocabulary) of rows padded on the right, at all positions."""
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=lm.device)
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows], device=lm.device)
-    logits: Tensor = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-    return logits.to(lm.precision)
-
-
-def _losses(logits: Tensor, positions: Sequence[int], labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(labels,) NLL of each label, and whether it is the first choice. logits: (tokens, vocabulary) of one row."""
-    said, wanted = logits[list(positions)], torch.tensor(labels, device=logits.device)
-    return nn.functional.cross_entropy(said, wanted, reduction="none"), said.argmax(-1) == wanted
-
-
 @torch.no_grad()
 def _at_subject(lm: LanguageModel, request: EditRequest, contexts: Contexts, name: str) -> Tensor:
     """(n_templates, width) float64: output of a module, or under its name with ".input" its input, at the subject."""
@@ -273,7 +212,7 @@ def _at_subject(lm: LanguageModel, request: EditRequest, contexts: Contexts, nam
     subjects = [subject_last(lm.tokenizer, template, request.subject) for template in templates]
     module = name.removesuffix(".input")
     with watching(lm.model, outputs=[module], inputs=[module]) as seen:
-        _logits(lm, [lm.tokenizer(template.replace("{}", request.subject))["input_ids"] for template in templates])
+        logits_of(lm, [lm.tokenizer(template.replace("{}", request.subject))["input_ids"] for template in templates])
     return seen[name][range(len(subjects)), subjects].double()
 
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import naive
 from benchmarks.cases import Case, case
+from benchmarks.naive_measures import evaluate
 from editing_core.editors.iterative import Iterative
 from editing_core.editors.steps.spread import Spread
 from editing_core.editors.steps.targets import optimise_targets
@@ -66,7 +67,7 @@ def plain(of: Case, part: str, requests: Sequence[EditRequest]) -> Work:
             lm, requests, of.objective, s.layers, of.covariances, weight, wanted, site, share=float
         )
     if part == "evaluation":
-        return lambda: naive.evaluate(lm, requests)
+        return lambda: evaluate(lm, requests)
     return lambda: naive.edit(lm, requests, s, of.covariances, of.objective, texts=bundled_texts())
 
 
@@ -112,6 +113,8 @@ def answer(of: Case, side: str, asked: dict[str, Any]) -> dict[str, float]:
     """What one question asks for: {"part", "count"}, with "count operations" to count instead of to time."""
     if asked["part"] == "product":
         return {"rate": product_rate(of.lm.device.type, of.lm.model.dtype, asked["count"])}
+    if asked["count"] > len(of.requests):
+        raise ValueError(f"{asked['count']} facts were asked for, there are {len(of.requests)}")
     work = SIDES[side](of, asked["part"], of.requests[: asked["count"]])
     if asked.get("operations"):
         return {"operations": operations(work)}

@@ -9,7 +9,7 @@ import gradio as gr
 import pandas as pd
 
 from components.token_strip import answers_html, hint_html, strip_html, tokens_of
-from editing_core.data.examples import Example, example, load_examples
+from editing_core.data.examples import Example, load_examples
 from editing_core.editors.assist import Assist
 from editing_core.errors import EditingError
 from editing_core.evaluation.eligibility import Eligibility, eligibility, with_edit_neighbors
@@ -24,7 +24,10 @@ PLACEHOLDER = "new object"  # stands in where only subject and prompt matter
 
 @dataclass(frozen=True)
 class EditForm:
-    """Widgets of the fact form. `example` names the loaded example, `filled` the old object we filled in."""
+    """Widgets of the fact form.
+
+    facts: what was loaded to be edited together. filled: the old object we filled in.
+    """
 
     chips: dict[str, gr.Button]
     story: gr.HTML
@@ -40,7 +43,7 @@ class EditForm:
     neighbors: gr.Dataframe
     standing: gr.HTML
     suggest: gr.Button
-    example: gr.State
+    facts: gr.State
     filled: gr.State
 
     @property
@@ -54,7 +57,7 @@ class EditForm:
             self.together,
             self.paraphrases,
             self.neighbors,
-            self.example,
+            self.facts,
         ]
 
     @property
@@ -88,7 +91,7 @@ def build() -> EditForm:
         companions=gr.HTML(elem_id="companions"),
         together=gr.Checkbox(True, label="Edit together", visible=False, elem_id="together", container=False),
         **_build_probes(),
-        example=gr.State(""),
+        facts=gr.State(()),
         filled=gr.State(""),
     )
 
@@ -133,21 +136,25 @@ def _build_probes() -> dict[str, Any]:
 
 def show_example(form: EditForm, chosen: Example) -> dict[Any, Any]:
     """The form filled with an example's first fact; the others become its companions."""
-    first, rest = chosen.requests[0], chosen.requests[1:]
+    return {**show_requests(form, chosen.requests), form.story: hint_html(chosen.story)}
+
+
+def show_requests(form: EditForm, requests: Sequence[EditRequest]) -> dict[Any, Any]:
+    """The form filled with the first fact; the others are edited together with it unless that is switched off."""
+    rest = requests[1:]
     listed = "".join(f"<li>{escape(r.full_prompt)} → <b>{escape(r.target_new)}</b></li>" for r in rest[:50])
     return {
-        **show_request(form, first),
-        form.story: hint_html(chosen.story),
+        **show_request(form, requests[0]),
         form.companions: f"<ul class='es-companions'>{listed}</ul>" if rest else "",
         form.together: gr.Checkbox(
             value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"
         ),
-        form.example: chosen.name,
+        form.facts: tuple(requests),
     }
 
 
 def show_request(form: EditForm, request: EditRequest) -> dict[Any, Any]:
-    """The form filled with one fact, which belongs to no example."""
+    """The form filled with one fact by itself."""
     return {
         form.story: "",
         form.subject: request.subject,
@@ -159,7 +166,7 @@ def show_request(form: EditForm, request: EditRequest) -> dict[Any, Any]:
         form.paraphrases: [[p] for p in request.paraphrases] or [[""]],
         form.neighbors: neighbor_rows((*request.edit_neighbors, *request.neighbors)),
         form.standing: "",
-        form.example: "",
+        form.facts: (),
         form.filled: "",
     }
 
@@ -179,10 +186,10 @@ def read_requests(values: Mapping[Any, Any], form: EditForm) -> list[EditRequest
         paraphrases=read_paraphrases(values[form.paraphrases]),
         neighbors=read_neighbors(values[form.neighbors]),
     )
-    name = values[form.example]
-    if not (name and values[form.together]):
+    facts = values[form.facts]
+    if not (facts and values[form.together]):
         return [request]
-    first, *rest = example(str(name)).requests
+    first, *rest = facts
     return [replace(request, case_id=first.case_id), *rest]
 
 
@@ -230,8 +237,8 @@ def stand(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: 
         return {form.standing: hint_html(str(error))}
     if not probes:
         return {form.standing: ""}
-    name = values[form.example]
-    case_id = example(str(name)).requests[0].case_id if name and values[form.together] else 0
+    facts = values[form.facts]
+    case_id = facts[0].case_id if facts and values[form.together] else 0
     request = EditRequest("any", "{}", PLACEHOLDER, neighbors=probes, case_id=case_id)
     with lm.lock:
         (found,) = eligibility(lm, [request], assist.minimum)

@@ -15,6 +15,7 @@ import gradio as gr
 from components import edit_form, header, progress_view, result_view, settings_form, tradeoff_view
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
+from components.shelf import EditShelf
 from components.token_strip import hint_html
 from components.types import Shown, Values
 from editing_core.data.encoder import Encoder, encoder_of, neighbor_distances
@@ -24,8 +25,10 @@ from editing_core.editors.assist import Assist
 from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
+from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan, RunResult
 from editing_core.session import look, run_edit
+from editing_core.stack import StackedEdit, Timeline
 from editing_core.statistics.covariance import CovarianceStore
 from editing_core.types import EditRequest, Watch
 
@@ -45,11 +48,13 @@ class EditTab:
     store: CovarianceStore
     header: header.Header
     runs: RunStore = field(default_factory=RunStore)
+    shelf: EditShelf = field(default_factory=EditShelf)
     jobs: Jobs = field(default_factory=Jobs)
 
     def build(self) -> None:
         """Place the widgets; call inside the tab."""
         self.history, self.job = gr.State([]), gr.State("")
+        self.stack, self.made = gr.State(Timeline()), gr.State("")
         with gr.Row(elem_classes="es-main"):
             with gr.Column(scale=2, min_width=330, elem_classes="es-left"):
                 self.form = edit_form.build()
@@ -65,13 +70,13 @@ class EditTab:
 
     def inputs(self) -> set[Any]:
         """What the form's handlers read. Not the slider: while a run ends it may stand beyond the new run's end."""
-        widgets = [self.header.model, self.history, self.job, self.form.filled, self.tradeoff.source]
+        widgets = [self.header.model, self.history, self.job, self.stack, self.form.filled, self.tradeoff.source]
         return {*widgets, *self.form.inputs, *self.settings.inputs, self.view.log}
 
     @property
     def running(self) -> list[Any]:
         """What changes while an edit runs and when it ends; all else follows from the history."""
-        return [*self.progress.outputs, self.edit, self.stop, self.undo, self.job, self.history]
+        return [*self.progress.outputs, self.edit, self.stop, self.undo, self.job, self.history, self.made]
 
     @property
     def shown(self) -> list[Any]:
@@ -224,9 +229,11 @@ class EditTab:
         """What the worker does: run, look at the first fact before and after, keep; gives the run's id."""
         lm = self.model(values)
         references = settings_form.read_references(values, self.settings)
-        run = run_edit(lm, requests, plan, self.store, watch, references=references)
+        base = self.shelf.base(values[self.stack].now, lm.name)
+        run = run_edit(lm, requests, plan, self.store, watch, references=references, base=base)
         stored = StoredRun(run)
         self.look_at(stored, 0, run.chosen)
+        self.shelf.add(stacked(run))
         return self.runs.add(stored)
 
     def on_stop(self, job_id: str) -> Shown:
@@ -244,11 +251,13 @@ class EditTab:
 
     def on_undo(self, values: Values) -> Shown:
         """Back to the run before, or to the empty view. Models are never left edited, so nothing else is undone."""
-        history = list(values[self.history])[:-1]
+        history, line = list(values[self.history]), values[self.stack]
+        taken = history.pop() if history else ""
         kept = bool(history) and self.runs.get(history[-1]) is not None
         text = "Undone; the run before is shown." if kept else "Undone; the model is as it was."
         return {
             self.history: history if kept else [],
+            self.stack: line.to(line.now.remove(taken)) if taken in line.now.ids else line,
             self.undo: gr.Button(interactive=kept),
             self.progress.line: progress_view.idle_html(text),
             self.progress.message: "",
@@ -256,7 +265,7 @@ class EditTab:
 
     def on_history(self, values: Values) -> Shown:
         """A run was added or taken back: show the newest one there is."""
-        stored = self._current(values)
+        stored = self.current(values)
         own = self._own_tradeoff(values)
         if stored is None:
             return {**result_view.show_empty(self.view), **own}
@@ -292,7 +301,7 @@ class EditTab:
 
     def on_view(self, values: Values) -> Shown:
         """The slider, the fact selector or the scale moved: redraw from the kept run."""
-        stored = self._current(values)
+        stored = self.current(values)
         if stored is None:
             return {self.progress.message: progress_view.error_html(GONE) if values[self.history] else ""}
         place, k = result_view.read_place(values, self.view, stored)
@@ -301,7 +310,7 @@ class EditTab:
 
     def on_cases(self, values: Values) -> Shown:
         """The case list was narrowed or ordered anew."""
-        stored = self._current(values)
+        stored = self.current(values)
         if stored is None:
             return {self.progress.message: ""}
         _, k = result_view.read_place(values, self.view, stored)
@@ -321,7 +330,7 @@ class EditTab:
 
     def on_look(self, values: Values) -> Iterator[Any]:
         """After `on_view`: what a closer look at a fact and iteration brings and is not there yet."""
-        stored = self._current(values)
+        stored = self.current(values)
         if stored is None:
             yield gr.skip()  # a generator that yields nothing would empty its outputs
             return
@@ -345,7 +354,7 @@ class EditTab:
         lm, request = self.host.get(stored.run.model), stored.run.requests[place]
         for at in (0, k):
             if (request.case_id, at) not in stored.looks:
-                stored.looks[request.case_id, at] = look(lm, request.full_prompt, stored.run.delta_at(at))
+                stored.looks[request.case_id, at] = look(lm, request.full_prompt, stored.run.state_at(at))
         if by == result_view.DISTANCE and request.case_id not in stored.distances:
             encoder = encoder_of(lm)
             stored.distances[request.case_id] = neighbor_distances(encoder, request)
@@ -362,7 +371,8 @@ class EditTab:
         """The chosen model, loaded when needed."""
         return self.host.get(self.check_model(values))
 
-    def _current(self, values: Values) -> StoredRun | None:
+    def current(self, values: Values) -> StoredRun | None:
+        """The run on show, if it is still kept."""
         history = values[self.history]
         return self.runs.get(history[-1]) if history else None
 
@@ -403,6 +413,7 @@ class EditTab:
         return {
             **self.idle(values, "", done),
             self.history: [*values[self.history], stored.run.id][-20:],
+            self.made: stored.run.id,
             self.undo: gr.Button(interactive=True),
         }
 
@@ -416,6 +427,12 @@ class EditTab:
             self.undo: gr.Button(interactive=bool(values[self.history])),
             self.job: "",
         }
+
+
+def stacked(run: RunResult) -> StackedEdit:
+    """A run's result as an edit of the stack."""
+    delta, origin = run.delta_at(run.chosen), editor_row(run.plan.editor).label
+    return StackedEdit(run.id, delta, run.requests, run.model, run.revision, run.base.ids, origin)
 
 
 def _told(found: Suggestion, encoder: Encoder | None) -> str:

@@ -72,7 +72,7 @@ def _memory(host: ModelHost, model: str, editor: str) -> str:
 
 def _statistics(host: ModelHost, store: CovarianceStore, model: str, editor: str) -> str:
     lm, row = host.get(model), editor_row(editor)
-    settings = row.preset(model).settings
+    settings = row.preset(model, depth=lm.layers).settings
     layers = [layer for layer in row.layers(settings) if layer < lm.layers]
     if not layers or not row.needs_statistics(settings):
         return "no statistics needed"

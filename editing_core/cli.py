@@ -13,7 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from editing_core import cli_bench, cli_plan, cli_runs, cli_stats, preflight
+from editing_core import cli_bench, cli_export, cli_plan, cli_runs, cli_stats, preflight
 from editing_core.cli_plan import add_plan, end_progress, iteration_lines, progress, read_plan
 from editing_core.conventions import CONVENTIONS, Conventions
 from editing_core.data.examples import example, load_examples
@@ -22,15 +22,19 @@ from editing_core.data.table import neighbor_of, read_edits
 from editing_core.editors.recipes import Recipe
 from editing_core.errors import BadRequest, EditingError
 from editing_core.evaluation.consistency import bundled_references
+from editing_core.export.adapter import write_adapter
+from editing_core.export.edit_file import write_edit
+from editing_core.export.origin import described
 from editing_core.files import write_text
 from editing_core.models import memory
-from editing_core.models.adapter import save_adapter
+from editing_core.models.architectures import ARCHITECTURES
 from editing_core.models.catalog import CATALOG
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS
 from editing_core.runs.export import html_page
 from editing_core.runs.record import RunResult
 from editing_core.session import look, planned, run_edit
+from editing_core.share import Case
 from editing_core.types import EditRequest
 
 SHOWN_PROBLEMS = 100
@@ -84,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         commands.add_parser(name, help=text).set_defaults(command=command)
     cli_stats.add(commands)
+    cli_export.add(commands)
     return parser
 
 
@@ -91,6 +96,7 @@ def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--example", help="number or name of a bundled example")
     parser.add_argument("--file", type=Path, help="edits as CSV, JSONL or JSON; CounterFact records too")
     parser.add_argument("--repeat", type=Path, help="a run saved with --json: the same edits, settings and seed")
+    parser.add_argument("--case", metavar="LINK", help="a case shared from the page: the link, or what is behind case=")
     parser.add_argument("--subject")
     parser.add_argument("--prompt", help="with {} where the subject belongs")
     parser.add_argument("--old", help="the object before; default: what the model says")
@@ -100,6 +106,7 @@ def _add_edit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generate", action="store_true", help="also fluency and consistency of generated texts")
     parser.add_argument("--json", metavar="PATH", help="write the result as JSON; - prints it instead of the table")
     parser.add_argument("--adapter", type=Path, metavar="FOLDER", help="write the edit as a LoRA adapter for peft")
+    parser.add_argument("--save", type=Path, metavar="FILE", help="keep the edit as a file of our own (.safetensors)")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the figures into one self-contained file")
     add_plan(parser, iterations=5)
     parser.set_defaults(command=_edit)
@@ -109,7 +116,9 @@ def _requests(options: argparse.Namespace) -> tuple[EditRequest, ...]:
     given = {"--subject": options.subject, "--prompt": options.prompt, "--new": options.new}
     missing = [flag for flag, value in given.items() if value is None]
     if missing:
-        raise BadRequest(f"{', '.join(missing)} missing; give --example, --file, or --subject, --prompt and --new.")
+        raise BadRequest(
+            f"{', '.join(missing)} missing; give --example, --file, --case, or --subject, --prompt and --new."
+        )
     return (
         EditRequest(
             subject=options.subject,
@@ -123,21 +132,28 @@ def _requests(options: argparse.Namespace) -> tuple[EditRequest, ...]:
     )
 
 
-def _edit(options: argparse.Namespace) -> None:
-    generate = options.generate
+def asked(options: argparse.Namespace) -> tuple[Case, bool]:
+    """What an `edit` command asks for, and whether texts are generated.
+
+    It is a shared case, a saved run, an example, a file of edits, or one fact in options.
+    """
+    if options.case is not None:
+        return Case.of_text(options.case), options.generate
     if options.repeat is not None:
         saved = _saved(options.repeat)
-        requests, plan = planned(saved)
-        generate = generate or saved.get("generate") is True
-    elif options.example is not None:
+        return Case(options.model, *planned(saved)), options.generate or saved.get("generate") is True
+    if options.example is not None:
         case = example(options.example)
-        requests, plan = case.requests, read_plan(options, case)
-    else:
-        requests = tuple(read_edits(options.file)) if options.file else _requests(options)
-        plan = read_plan(options)
+        return Case(options.model, case.requests, read_plan(options, case)), options.generate
+    requests = tuple(read_edits(options.file)) if options.file else _requests(options)
+    return Case(options.model, requests, read_plan(options)), options.generate
+
+
+def _edit(options: argparse.Namespace) -> None:
+    case, generate = asked(options)
     references = bundled_references() if generate else None
-    lm = cli_plan.load_for(plan, len(requests), options.model, options.dtype)
-    result = run_edit(lm, requests, plan, watch=progress, references=references)
+    lm = cli_plan.load_for(case.plan, len(case.requests), case.model, options.dtype)
+    result = run_edit(lm, case.requests, case.plan, watch=progress, references=references)
     end_progress()
     if options.json == "-":
         print(json.dumps(result.to_json(), indent=1))
@@ -145,8 +161,10 @@ def _edit(options: argparse.Namespace) -> None:
         _print_result(result)
         if options.json:
             write_text(Path(options.json), json.dumps(result.to_json(), indent=1))
+    if options.save:
+        write_edit(options.save, described(result))
     if options.adapter:
-        save_adapter(lm, result.delta_at(result.chosen), options.adapter)
+        write_adapter(lm, described(result), options.adapter)
     if options.html:
         _write_html(lm, result, options.html)
 
@@ -202,7 +220,7 @@ def _models(_options: argparse.Namespace) -> None:
         print(f"{row.name:<18}{row.parameters / 1e6:>9,.0f}M  {row.note}")
         print(f"{'':<18}{preflight.need(row.name, 'memit', place=place)}")
     print(f"Memory is for one fact by MEMIT in float32; {memory.told(preflight.free_here())} are free.")
-    print("Any hub id of the types gpt2, gptj, llama, qwen2 or qwen3 works too.")
+    print(f"Any hub id of these types works too: {', '.join(sorted(ARCHITECTURES))}.")
 
 
 def _editors(_options: argparse.Namespace) -> None:

@@ -102,7 +102,8 @@ class Footprint:
         probes = min(most, self.facts * PROBES * PROBE_TOKENS / LENGTHS)
         rows = min(most, self.facts * self._rows * ROW_TOKENS / LENGTHS)
         few = (probes / PROBE_TOKENS + 1) * s.logits
-        return round(max(texts * (s.state + s.logits), probes * s.state + few, rows * s.state + few))
+        looked = memory.bounds(self.device).losses * s.logits
+        return round(max(texts * s.state + looked, probes * s.state + few, rows * s.state + few))
 
     @property
     def _optimising(self) -> int:

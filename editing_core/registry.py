@@ -8,21 +8,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from editing_core.editors.alphaedit import AlphaEdit, AlphaEditSettings, NullSpace, null_space
+from editing_core.depths import SINGLE, SPREAD, TRAINED, depth_of, layers_at
+from editing_core.editors.alphaedit import AlphaEditSettings
 from editing_core.editors.base import Editor
-from editing_core.editors.emmet import Emmet, EmmetSettings
+from editing_core.editors.building import build_alphaedit, build_emmet, build_memit, build_pmet, build_rome
+from editing_core.editors.emmet import EmmetSettings
 from editing_core.editors.finetuning import FineTuningSettings
 from editing_core.editors.finetuning_data import build_finetuning
 from editing_core.editors.materials import Materials
-from editing_core.editors.memit import Memit, MemitSettings
-from editing_core.editors.pmet import Pmet, PmetSettings
+from editing_core.editors.memit import MemitSettings
+from editing_core.editors.pmet import PmetSettings
 from editing_core.editors.r_rome import RRomeSettings
 from editing_core.editors.recipes import RECIPES, Recipe
-from editing_core.editors.rome import Rome, RomeSettings
-from editing_core.editors.steps.contexts import Contexts, draw_prefixed
-from editing_core.editors.steps.rows import Objective
-from editing_core.editors.steps.spread import Ridge
-from editing_core.errors import BadSetting
+from editing_core.editors.rome import RomeSettings
 from editing_core.models.catalog import unknown
 from editing_core.settings import Settings
 
@@ -43,8 +41,9 @@ Build = Callable[[Any, Materials], Editor]
 class EditorRow:
     """One editor on offer.
 
-    layers: which layers it changes under given settings. needs_statistics: whether it protects known keys there.
-    needs_facts: whether it trains on facts that should stay.
+    layers: which layers it changes under given settings. by_depth: a rule of `depths`, which layers to name in models
+    without a preset. needs_statistics: whether it protects known keys there. needs_facts: whether it trains on facts
+    that should stay.
     faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
     model and, under "*", for all. recipes: named changes of the preset. remark: what users should know of how it
     goes together with iterations and assistance.
@@ -58,17 +57,31 @@ class EditorRow:
     build: Build
     layers: Callable[[Any], Sequence[int]]
     presets: dict[str, Preset] = field(default_factory=dict)
+    by_depth: tuple[int, float] = SPREAD
     needs_statistics: Callable[[Any], bool] = lambda _settings: True
     needs_facts: Callable[[Any], bool] = lambda _settings: False
     faithful: dict[str, dict[str, Any]] = field(default_factory=dict)
     recipes: tuple[Recipe, ...] = ()
     remark: str = ""
 
-    def preset(self, model: str, conventions: str = "clean", recipe: str = "") -> Preset:
-        """The preset of a model, with a recipe on top; for others a suggestion made from nothing but the defaults."""
-        found = self.presets.get(model) or Preset(self.settings_class(), "defaults, not tuned for this model", True)
+    def preset(self, model: str, conventions: str = "clean", recipe: str = "", depth: int | None = None) -> Preset:
+        """The preset of a model, with a recipe on top; for others a suggestion, its layers by the model's depth.
+
+        depth: number of blocks, where the model is at hand; without, what `depths.depth_of` knows by name.
+        """
+        found = self.presets.get(model) or self._suggested(depth or depth_of(model))
         changes = {**self.faithful.get("*", {}), **self.faithful.get(model, {})} if conventions == "faithful" else {}
         return replace(found, settings=found.settings.changed({**changes, **self._recipe(recipe, model)}))
+
+    def _suggested(self, depth: int | None) -> Preset:
+        """Settings made from nothing but defaults, and layers that a model of so many blocks has."""
+        settings = self.settings_class()
+        if depth is None:
+            return Preset(settings, "defaults, not tuned for this model", True)
+        layers = layers_at(self.by_depth, depth)
+        own = {"layers": layers} if hasattr(settings, "layers") else {"layer": layers[-1]}
+        source = f"not validated: layers by relative depth among {depth} blocks, otherwise defaults"
+        return Preset(settings.changed(own), source, True)
 
     def recipe_of(self, settings: Settings, model: str, conventions: str = "clean") -> Recipe | None:
         """The recipe that gives these settings, if one does."""
@@ -80,47 +93,6 @@ class EditorRow:
         if name and name not in known:
             raise unknown(name, f"recipe of {self.label}", known or {"none": None})
         return known[name].of(model) if name else {}
-
-
-def _block_objective(materials: Materials) -> Objective:
-    """MEMIT's contexts: five prefixes of ten tokens, the bare prompt half of every key."""
-    return materials.objective(Contexts.grouped(draw_prefixed(materials.lm, ((10, 5),), materials.seed)))
-
-
-def _ridge(s: MemitSettings, materials: Materials, slack: float = 1.0) -> Ridge:
-    covariances = materials.covariances(s.layers, s.covariance_floor)
-    return Ridge(covariances, s.covariance_weight, slack, materials.assist.keys)
-
-
-def _build_memit(settings: MemitSettings, materials: Materials) -> Editor:
-    return Memit(settings, _ridge(settings, materials), _block_objective(materials))
-
-
-def _build_pmet(settings: PmetSettings, materials: Materials) -> Editor:
-    return Pmet(settings, _ridge(settings, materials), _block_objective(materials))
-
-
-def _build_emmet(settings: EmmetSettings, materials: Materials) -> Editor:
-    return Emmet(settings, _ridge(settings, materials, settings.slack), _block_objective(materials))
-
-
-def _build_alphaedit(settings: AlphaEditSettings, materials: Materials) -> Editor:
-    covariances = materials.covariances(settings.layers, 0.0)
-    bases = {layer: null_space(c, settings.threshold, settings.relative) for layer, c in covariances.items()}
-    return AlphaEdit(settings, NullSpace(bases, settings.ridge, materials.assist.keys), _block_objective(materials))
-
-
-def _build_rome(settings: RomeSettings, materials: Materials) -> Editor:
-    if materials.assist.keys:
-        raise BadSetting(
-            "Neighbor keys are protected while a change is spread, which ROME does not do; set keys to 0, or choose "
-            "an editor that spreads, such as MEMIT."
-        )
-    covariance = None
-    if settings.covariance:
-        covariance = materials.covariances([settings.layer], settings.covariance_floor)[settings.layer]
-    contexts = Contexts.flat(draw_prefixed(materials.lm, ((5, 10), (10, 10)), materials.seed))
-    return Rome(settings, covariance, materials.objective(contexts))
 
 
 # Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
@@ -140,7 +112,7 @@ EDITORS = {
             "Many facts at once, spread over several layers by ridge regression.",
             "https://arxiv.org/abs/2210.07229",
             MemitSettings,
-            _build_memit,
+            build_memit,
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
@@ -166,7 +138,7 @@ EDITORS = {
             "Optimises attention and MLP together, writes only the MLP's part.",
             "https://arxiv.org/abs/2308.08742",
             PmetSettings,
-            _build_pmet,
+            build_pmet,
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
@@ -187,9 +159,10 @@ EDITORS = {
             "One fact after the other, a rank-one update of one layer each.",
             "https://arxiv.org/abs/2202.05262",
             RomeSettings,
-            _build_rome,
+            build_rome,
             lambda s: [s.layer],
-            {
+            by_depth=SINGLE,
+            presets={
                 "pocket-gpt2": Preset(
                     RomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}),
                     "searched on the tune records, see docs/presets.csv",
@@ -207,9 +180,10 @@ EDITORS = {
             "ROME with one key throughout and without statistics.",
             "https://arxiv.org/abs/2403.07175",
             RRomeSettings,
-            _build_rome,
+            build_rome,
             lambda s: [s.layer],
-            {
+            by_depth=SINGLE,
+            presets={
                 "pocket-gpt2": Preset(
                     RRomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}), "as ROME's", True
                 ),
@@ -225,9 +199,10 @@ EDITORS = {
             "Many facts at once in one layer, targets met almost exactly.",
             "https://arxiv.org/abs/2403.14236",
             EmmetSettings,
-            _build_emmet,
+            build_emmet,
             lambda s: s.layers,
-            {
+            by_depth=SINGLE,
+            presets={
                 "pocket-gpt2": Preset(
                     EmmetSettings(layers=(2,), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
                     "as MEMIT's",
@@ -244,7 +219,7 @@ EDITORS = {
             "MEMIT's targets, written only along directions that known keys hardly use.",
             "https://arxiv.org/abs/2410.02355",
             AlphaEditSettings,
-            _build_alphaedit,
+            build_alphaedit,
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
@@ -268,7 +243,8 @@ EDITORS = {
             FineTuningSettings,
             build_finetuning,
             lambda s: () if s.where == "all" else s.layers,
-            {
+            by_depth=TRAINED,
+            presets={
                 "pocket-gpt2": Preset(_POCKET_TRAINING, "tried on the tune records, see docs/log.md"),
                 "gpt2-xl": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
                 "gpt-j-6b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft"),

@@ -25,7 +25,7 @@ from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.journal import NOTHING_KEPT, Journal
-from editing_core.runs.record import SCHEMA, EditPlan, RunResult, with_targets
+from editing_core.runs.record import NO_BASE, SCHEMA, Base, EditPlan, RunResult, with_targets
 from editing_core.statistics.covariance import CovarianceStore
 from editing_core.story import Stage, Story
 from editing_core.types import EditRequest, Probe, Watch, ignore
@@ -34,7 +34,7 @@ MAX_REQUESTS = 2000
 NO_REFERENCES = "Consistency is left open: no reference texts are about things that truly have the new object."
 
 
-def run_edit(
+def run_edit(  # noqa: PLR0913 - each is something to bring along, and most callers bring none
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     plan: EditPlan,
@@ -42,16 +42,19 @@ def run_edit(
     watch: Watch = ignore,
     evaluator: Evaluator | None = None,
     references: References | None = None,
+    *,
+    base: Base = NO_BASE,
 ) -> RunResult:
     """Edit the requests together and give what happened. The model is bit-equal before and after.
 
     Bundled statistics text is measured at first use; other models need theirs collected before. references: where
-    they are given, fluency and consistency are measured too, at k = 0 and at the chosen k.
+    they are given, fluency and consistency are measured too, at k = 0 and at the chosen k. base: edits that are on
+    meanwhile; the run's own edit comes on top of them and does not contain them.
     Cancelled, raised by `watch`, passes through with the model restored.
     """
     with lm.lock:
         started = time.perf_counter()
-        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator)
+        stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator, base=base)
         run = finished(run_stage(stage, plan, watch, started))
         return run if references is None else _with_generation(lm, run, references, watch, started)
 
@@ -69,9 +72,9 @@ def run_stage(
     iteration is not finite has no iteration but the unedited one; `finished` refuses it.
     """
     lm, story = stage.lm, Story(stage, watch, journal, time.perf_counter() if started is None else started)
-    before = story.begin()
     iterative = Iterative(stage.editor, plan.stop, plan.conventions)
-    outcome = iterative.edit(lm, stage.requests, watch, story.add_round, before, story.kept())
+    with stage.base.delta.applied(lm.model):
+        outcome = iterative.edit(lm, stage.requests, watch, story.add_round, story.begin(), story.kept())
     told = story.tables()
     return RunResult(
         plan=plan,
@@ -84,6 +87,7 @@ def run_stage(
         cases=told.cases,
         deltas=tuple(r.delta for r in outcome.rounds),
         decision=outcome.decision,
+        base=stage.base,
         **vars(story.rounds()),
     )
 
@@ -103,12 +107,13 @@ def _with_generation(
 ) -> RunResult:
     """The run with fluency and consistency of the unedited and the resulting model in its rows."""
     requests, edits = list(map(with_prompts, run.requests)), {0: WeightDelta(), run.chosen: run.delta_at(run.chosen)}
-    table = with_generation(lm, run.iterations, edits, requests, references, run.plan.seed, watch)
+    with run.base.delta.applied(lm.model):
+        table = with_generation(lm, run.iterations, edits, requests, references, run.plan.seed, watch)
     notes = run.notes if table["consistency"].notna().any() else (*run.notes, NO_REFERENCES)
     return replace(run, iterations=table, notes=notes, seconds=time.perf_counter() - started)
 
 
-def set_stage(
+def set_stage(  # noqa: PLR0913 - as run_edit
     lm: LanguageModel,
     requests: Sequence[EditRequest],
     plan: EditPlan,
@@ -116,13 +121,21 @@ def set_stage(
     watch: Watch = ignore,
     evaluator: Evaluator | None = None,
     pool: Sequence[Probe] = (),
+    *,
+    base: Base = NO_BASE,
 ) -> Stage:
-    """Check the requests, choose who assists, prepare the probes, and build the editor. pool: as in `build_editor`."""
+    """Check the requests, choose who assists, prepare the probes, and build the editor. pool: as in `build_editor`.
+
+    base: what is known and answered is asked with it on; the editor is built from the unedited model.
+    """
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
-    ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
-    ready = evaluator.prepared(lm, ready)
+    with base.delta.applied(lm.model):
+        ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
+        ready = evaluator.prepared(lm, ready)
     editor = build_editor(lm, ready, plan, store, watch, pool)
-    return Stage(lm, ready, editor, evaluator, (*notes, *statistics_remark(lm, plan, store)))
+    if count := len(base.ids):
+        notes = (*notes, f"Made on top of {count} other edit{'s' if count > 1 else ''} of the stack.")
+    return Stage(lm, ready, editor, evaluator, (*notes, *statistics_remark(lm, plan, store)), base)
 
 
 def assisted(
@@ -145,6 +158,11 @@ def planned(record: Mapping[str, Any]) -> tuple[tuple[EditRequest, ...], EditPla
     if record.get("schema", SCHEMA) != SCHEMA:
         raise BadRequest(
             f"This run was saved with schema {str(record['schema'])[:20]}, this version reads {SCHEMA}; edit again."
+        )
+    if made_on := record.get("made_on"):
+        raise BadRequest(
+            f"This run was made on top of {len(made_on)} other edits, which its file does not hold; "
+            "save and open the whole session instead."
         )
     try:
         return tuple(_request_of(r) for r in record["requests"]), plan_of(record)

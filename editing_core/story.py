@@ -21,7 +21,7 @@ from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import Proof, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.journal import Journal, Tables, Unit
-from editing_core.runs.record import Rounds
+from editing_core.runs.record import NO_BASE, Base, Rounds
 from editing_core.types import EditRequest, Row, Step, Watch
 
 OPTIMISED, SPREAD = "log_p_optimised", "log_p_spread"
@@ -29,13 +29,14 @@ OPTIMISED, SPREAD = "log_p_optimised", "log_p_spread"
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """All that a run needs, made from the unedited model: final requests, editor, evaluator, remarks."""
+    """All that a run needs: final requests, editor, evaluator, remarks, and the edits it is made on top of."""
 
     lm: LanguageModel
     requests: tuple[EditRequest, ...]
     editor: Editor
     evaluator: Evaluator
     notes: tuple[str, ...]
+    base: Base = NO_BASE
 
 
 class Story:

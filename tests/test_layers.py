@@ -54,6 +54,7 @@ TOP = ("session", "preflight", "footprint", "registry", "charts", "bench", "cli"
         ("editors", ("evaluation", "runs", "data", *TOP)),
         ("data", ("editors", "evaluation", "runs", *TOP)),
         ("runs", (*TOP, "data")),
+        ("export", TOP),
     ],
 )
 def test_inside_the_engine_too(folder, above):

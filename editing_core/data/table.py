@@ -67,7 +67,7 @@ def parse(record: Any, row: int, source: str = "table") -> EditRequest:
 
 def write_requests(requests: Iterable[EditRequest], path: Path) -> None:
     """The requests as JSON, with all their fields; `read_edits` gives them back equal."""
-    rows = [_row(request) for request in requests]
+    rows = [plain(request) for request in requests]
     try:
         path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -156,12 +156,12 @@ def _from_cells(row: Cells) -> dict[str, Any]:
     return given
 
 
-def _row(value: EditRequest | Probe) -> dict[str, Any]:
-    """A request or probe without the fields that hold their default, so that the file stays readable."""
+def plain(value: EditRequest | Probe) -> dict[str, Any]:
+    """A request or probe as JSON-able values, without fields that hold their default; `edit_of` reads them again."""
     row: dict[str, Any] = {}
     for field in fields(value):
         held = getattr(value, field.name)
         # A missing case_id or source would be filled in from the file that is read.
         if held != field.default or field.name in ("case_id", "source"):
-            row[field.name] = [_row(probe) for probe in held] if field.name in PROBES else held
+            row[field.name] = [plain(probe) for probe in held] if field.name in PROBES else held
     return row

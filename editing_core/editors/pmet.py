@@ -2,6 +2,10 @@
 
 Because the attention's part is discarded, the optimised configuration is never fully realised: expect a
 large gap after the first iteration. Source: Li et al. 2024, https://arxiv.org/abs/2308.08742.
+
+The optimised value is the down-projection's output, and lower layers are asked for the same residual, which is right
+where that output is what the stream gets. Where a norm stands in between, what is spread is the difference it makes
+behind the norm of its own layer, in units of the stream; every layer pulls its share back through its own norm.
 """
 
 from collections.abc import Sequence
@@ -13,6 +17,7 @@ from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.spread import Solver, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.norms import in_stream
 from editing_core.types import EditRequest, Watch, ignore
 
 
@@ -35,5 +40,7 @@ class Pmet(Editor):
         attention, mlp = lm.architecture.attention_out_of(layers[-1]), lm.architecture.down(layers[-1])
         sites = [attention, mlp]
         targets = optimise_targets(lm, requests, self.objective, sites, self.settings, watch, adaptive=True)
-        way = Spread(mlp, self.objective, layers, self.solve, share=lambda remaining: remaining**0.5)
-        return EditOutcome(way.write(lm, requests, targets.values[mlp], watch), targets.log)
+        added = lm.architecture.added(layers[-1])
+        wanted = in_stream(lm, layers[-1], targets.values[mlp])
+        way = Spread(added, self.objective, layers, self.solve, share=lambda remaining: remaining**0.5)
+        return EditOutcome(way.write(lm, requests, wanted, watch), targets.log)

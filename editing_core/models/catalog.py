@@ -17,13 +17,18 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class CatalogRow:
-    """A model on offer. `alphabet`: "ascii" when the model never saw other letters, else None."""
+    """A model on offer.
+
+    alphabet: "ascii" when the model never saw other letters, else None. depth: its number of blocks, None where only
+    its configuration says.
+    """
 
     name: str
     source: str
     parameters: float
     note: str
     alphabet: str | None = None
+    depth: int | None = None
 
     @property
     def bundled(self) -> bool:
@@ -39,12 +44,12 @@ CATALOG = {
     row.name: row
     for row in (
         CatalogRow("pocket-gpt2", "bundled", 6.1e6, "bundled; knows 4,369 facts, works offline", "ascii"),
-        CatalogRow("gpt2", "openai-community/gpt2", 124e6, "GPT-2 small; weak on facts"),
-        CatalogRow("gpt2-xl", "openai-community/gpt2-xl", 1.56e9, "the papers' small model"),
-        CatalogRow("gpt-j-6b", "EleutherAI/gpt-j-6b", 6.05e9, "the papers' middle model"),
-        CatalogRow("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6.74e9, "asks for a licence on the hub"),
-        CatalogRow("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494e6, "modern and small"),
-        CatalogRow("qwen3-0.6b-base", "Qwen/Qwen3-0.6B-Base", 596e6, "modern and small"),
+        CatalogRow("gpt2", "openai-community/gpt2", 124e6, "GPT-2 small; weak on facts", depth=12),
+        CatalogRow("gpt2-xl", "openai-community/gpt2-xl", 1.56e9, "the papers' small model", depth=48),
+        CatalogRow("gpt-j-6b", "EleutherAI/gpt-j-6b", 6.05e9, "the papers' middle model", depth=28),
+        CatalogRow("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6.74e9, "asks for a licence on the hub", depth=32),
+        CatalogRow("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494e6, "modern and small", depth=24),
+        CatalogRow("qwen3-0.6b-base", "Qwen/Qwen3-0.6B-Base", 596e6, "modern and small", depth=28),
     )
 }
 

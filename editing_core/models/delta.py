@@ -31,6 +31,10 @@ class LowRank:
     left: Tensor
     right: Tensor
 
+    def __post_init__(self) -> None:
+        if self.left.dim() != 2 or self.right.dim() != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise ValueError(f"factors {tuple(self.left.shape)} and {tuple(self.right.shape)} have no product")
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(d_out, d_in), known without making the product."""
@@ -125,6 +129,15 @@ def _rows(update: Update, transposed: bool, parameter: Tensor) -> Iterator[tuple
             yield rows, value[rows].to(device, torch.float64)
 
 
+def _parameter(model: nn.Module, name: str) -> nn.Parameter:
+    try:
+        return model.get_parameter(name)
+    except AttributeError as error:
+        raise BadRequest(
+            f"The edit changes {name[:80]}, which this model does not have; use the model it was made for."
+        ) from error
+
+
 def _add(parameter: Tensor, tiles: Iterator[tuple[slice, Tensor]]) -> None:
     """A function of its own, because an edit that stays on keeps what its frame holds."""
     for rows, update in tiles:
@@ -194,7 +207,7 @@ class WeightDelta:
                 "The update contains infinite or undefined numbers, so it was not applied; use fewer iterations or a "
                 "smaller step."
             )
-        parameters = {name: model.get_parameter(name) for name in self.updates}
+        parameters = {name: _parameter(model, name) for name in self.updates}
         edited = {name: self._tiles(model, name, p) for name, p in parameters.items()}
         originals: dict[str, Tensor] = {}
         _ON[model] = edits_on(model) + bool(self.updates)
@@ -206,7 +219,7 @@ class WeightDelta:
             yield
         finally:
             with torch.no_grad():
-                for name, original in originals.items():
+                for name, original in reversed(originals.items()):  # two names may be of one weight
                     parameters[name].copy_(original)
             _ON[model] -= bool(self.updates)
 
@@ -229,7 +242,7 @@ class WeightDelta:
         """
         rows = []
         for name, update in self.updates.items():
-            p = model.get_parameter(name).detach()
+            p = _parameter(model, name).detach()
             moved = before = 0.0
             changed = 0
             for at, piece in self._tiles(model, name, p):

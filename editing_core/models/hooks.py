@@ -2,7 +2,8 @@
 
 All names are resolved before the first hook is attached, and every hook is gone when the block is left,
 also after an error: a bad name leaves nothing behind. Blocks return a tensor in some families and a
-tuple in others; the first two doors show the hidden state only.
+tuple in others, and OPT's make rows and tokens one in front of their MLP; the first two doors show the hidden
+state only, always as (batch, tokens, width).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,30 @@ def with_state(output: Tensor | tuple[Tensor, ...], state: Tensor) -> Tensor | t
 
 
 @contextmanager
+def _shapes(model: nn.Module, names: Sequence[str]) -> Iterator[Callable[[str, Tensor], Tensor]]:
+    """A function that gives the state of a named module as (batch, tokens, width), as its parent's input is."""
+    parents = {name: name.rpartition(".")[0] for name in names}
+    modules = {parent: model.get_submodule(parent) for parent in parents.values()}
+    leading: dict[str, tuple[int, ...]] = {}
+
+    def keep(parent: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                leading[parent] = tuple(args[0].shape[:-1])
+
+        return hook
+
+    def shaped(name: str, state: Tensor) -> Tensor:
+        known = leading.get(parents[name])
+        return state.unflatten(0, known) if known and state.dim() == 2 else state
+
+    with ExitStack() as stack:
+        for parent, module in modules.items():
+            stack.callback(module.register_forward_pre_hook(keep(parent)).remove)
+        yield shaped
+
+
+@contextmanager
 def watching(model: nn.Module, outputs: Sequence[str] = (), inputs: Sequence[str] = ()) -> Iterator[dict[str, Tensor]]:
     """Keep the outputs and inputs of the named modules during forward passes inside the block.
 
@@ -43,17 +68,18 @@ def watching(model: nn.Module, outputs: Sequence[str] = (), inputs: Sequence[str
 
     def keep_output(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            seen[name] = state_of(output)
+            seen[name] = shaped(name, state_of(output))
 
         return hook
 
     def keep_input(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            seen[f"{name}.input"] = args[0]
+            seen[f"{name}.input"] = shaped(name, args[0])
 
         return hook
 
     with ExitStack() as stack:
+        shaped = stack.enter_context(_shapes(model, [*out_modules, *in_modules]))
         for name, module in out_modules.items():
             stack.callback(module.register_forward_hook(keep_output(name)).remove)
         for name, module in in_modules.items():
@@ -69,17 +95,20 @@ def steering(model: nn.Module, changes: dict[str, Change]) -> Iterator[None]:
     """
     modules = {name: model.get_submodule(name) for name in changes}
 
-    def replace(change: Change) -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    def replace(name: str, change: Change) -> Callable[..., Tensor | tuple[Tensor, ...]]:
         def hook(
             _module: nn.Module, _args: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]
         ) -> Tensor | tuple[Tensor, ...]:
-            return with_state(output, change(state_of(output)))
+            state = state_of(output)
+            found = change(shaped(name, state))
+            return with_state(output, found.flatten(0, 1) if found.dim() > state.dim() else found)
 
         return hook
 
     with ExitStack() as stack:
+        shaped = stack.enter_context(_shapes(model, list(modules)))
         for name, module in modules.items():
-            stack.callback(module.register_forward_hook(replace(changes[name])).remove)
+            stack.callback(module.register_forward_hook(replace(name, changes[name])).remove)
         yield
 
 

@@ -24,11 +24,11 @@ from transformers import (
 )
 
 from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
-from editing_core.models import memory
-from editing_core.models.architectures import Architecture
+from editing_core.models import memory, selftest
+from editing_core.models.architectures import Architecture, window_of
 from editing_core.models.catalog import alphabet_of, source_of
 from editing_core.models.delta import edits_on
-from editing_core.models.hooks import answering, only_at, steering, watching
+from editing_core.models.hooks import answering, only_at
 from editing_core.models.tokens import Batch, pad, runs
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
@@ -50,6 +50,7 @@ class LanguageModel:
     architecture: Architecture = field(init=False)
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     divisor: int = 1  # how often forwards were halved because memory ran out
+    source: str = ""  # folder or hub id the weights came from; empty where they came from neither
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.of(self.model.config)
@@ -81,13 +82,19 @@ class LanguageModel:
                 f"{name} in {dtype} does not fit into the memory of {device}; "
                 "choose a smaller model, or a smaller dtype such as bfloat16."
             ) from error
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
+            if "trust_remote_code" in str(error):
+                raise ModelUnavailable(
+                    f"The model {name!r} runs Python code of its own repository, which EditScope never does; choose a "
+                    "model whose architecture is part of transformers."
+                ) from error
             raise ModelUnavailable(
                 f"The model {name!r} could not be loaded ({_first_line(error)}); check the name and the network, "
                 "or choose the bundled pocket-gpt2."
             ) from error
         revision = getattr(config, "_commit_hash", None) or _fingerprint(Path(source))
-        lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name))
+        place = str(folder.resolve()) if folder else source
+        lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name), source=place)
         lm.verify()
         return lm
 
@@ -122,9 +129,13 @@ class LanguageModel:
 
     @property
     def context(self) -> int:
-        """Most tokens a prompt and its object may take together."""
+        """Most tokens a prompt and its object may take together.
+
+        Where attention slides, those that each token still sees: kept keys and values are good up to there.
+        """
         config = self.model.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1024)
+        most = int(getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1024)
+        return min(most, window_of(config) or most)
 
     @property
     def head(self) -> nn.Module:
@@ -158,13 +169,15 @@ class LanguageModel:
         """Inside, final states are right at these tokens only, each named once: the last block spares the others."""
         last = self.layers - 1
         names = (self.architecture.mlp_of(last), self.architecture.attention_out_of(last))
-        modules = [self.model.get_submodule(name) for name in names]
+        modules = [self.model.get_submodule(name) for name in names if name]
         with answering({module: only_at(module, rows, positions) for module in modules}):
             yield
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(n, vocabulary) in `precision`, of final hidden states (n, d)."""
+        """(n, vocabulary) in `precision`, of final hidden states (n, d); capped softly where the model does so."""
         found: Tensor = self.head(hidden)
+        if cap := getattr(self.model.config.get_text_config(), "final_logit_softcapping", None):
+            found = cap * torch.tanh(found / cap)
         return found.to(self.precision)
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -255,30 +268,9 @@ class LanguageModel:
                 "write it without, or choose a larger model."
             )
 
-    @torch.no_grad()
     def verify(self) -> None:
-        """Self-test: a shift of a down-projection's output must shift its block's output by the same."""
-        layer = self.layers // 2
-        block, down = self.architecture.block(layer), self.architecture.down(layer)
-        batch = self.batch([[1, 2, 3]])
-        with watching(self.model, outputs=[block, down]) as seen:
-            hidden = self.hidden(batch)
-            plain, value = seen[block].double(), seen[down]
-            shift = torch.ones_like(value) * value.abs().mean().clamp(min=1e-2)
-            with steering(self.model, {down: lambda out: out + shift}):
-                self.hidden(batch)
-            moved = seen[block].double() - plain
-        tolerance = 0.05 if value.dtype != torch.float32 else 1e-3
-        same_head = torch.allclose(
-            self.head(hidden).float(), self.model(input_ids=batch.ids, use_cache=False).logits.float(), atol=1e-2
-        )
-        if not same_head or (moved - shift.double()).abs().max() > tolerance * float(shift.abs().max()) + 1e-5 * float(
-            plain.abs().max()
-        ):
-            raise ModelUnavailable(
-                f"{self.name} does not add its MLP output to the residual stream as its family should; "
-                "it cannot be edited with this version, choose another model."
-            )
+        """ModelUnavailable unless the model passes the self-test, see `selftest`."""
+        selftest.check(self)
 
 
 def fitted(work: Callable[Concatenate[LanguageModel, P], T]) -> Callable[Concatenate[LanguageModel, P], T]:

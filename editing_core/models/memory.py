@@ -134,7 +134,7 @@ def _left(limit: Path, used: Path, stat: Path) -> int | None:
 def told(count: float) -> str:
     """Bytes as a person says them."""
     if count < 1e8:
-        return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e6:.1f} MB"
+        return f"{count / 1e6:.0f} MB" if count >= 1e6 else f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:.2g} GB" if count < 1e11 else f"{count / 1e9:.0f} GB"
 
 

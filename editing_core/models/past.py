@@ -71,9 +71,10 @@ def continued(lm: LanguageModel, rows: Sequence[Sequence[int]], past: Past, befo
         return batch
     lm.check_length(int((before + batch.lengths).max()))
     positions = before[:, None] + torch.arange(batch.ids.shape[1], device=lm.device)
-    return Batch(
-        batch.ids, torch.cat([past.mask, batch.mask], dim=1), batch.lengths, positions.clamp(max=lm.context - 1)
-    )
+    mask = torch.cat([past.mask, batch.mask], dim=1)
+    if mask.shape[1] > lm.context:  # a window would count the empty slots between a short past and its row
+        mask = causal(past.mask, batch.mask, lm.model.dtype)
+    return Batch(batch.ids, mask, batch.lengths, positions.clamp(max=lm.context - 1))
 
 
 def causal(past: Tensor, own: Tensor, dtype: torch.dtype) -> Tensor:

@@ -168,8 +168,13 @@ class _Group:
             assert whole is not None
             return self.state.index_put(at, whole[:, 0], accumulate=True)
         attended = self.attended + own.get(names.attention_out_of(self.layer), 0)
-        shift, run = own.get(names.down(self.layer), 0), self.down.forward
-        found = entered(self.lm, self.layer, self.entry, attended, {self.down: lambda key: run(key) + shift})
+        shift, run = own.get(names.down(self.layer)), self.down.forward
+
+        def down(key: Tensor) -> Tensor:
+            value: Tensor = run(key)
+            return value if shift is None else value + shift.view_as(value)
+
+        found = entered(self.lm, self.layer, self.entry, attended, {self.down: down})
         return self.state.index_put(at, (found if whole is None else found + whole)[:, 0])
 
     def select(self, rows: Tensor) -> None:
@@ -213,7 +218,7 @@ def _first_steps(lm: LanguageModel, layer: int) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {
         name: m for name, m in inside.items() if isinstance(m, nn.Linear | Conv1D) and name != out
     }
-    if lm.architecture.parallel and layer < lm.layers - 1:  # the last block's MLP looks at a few tokens anyway
-        mlp = lm.architecture.mlp_of(layer)
+    mlp = lm.architecture.mlp_of(layer)
+    if mlp and lm.architecture.parallel and layer < lm.layers - 1:  # the last block's MLP looks at a few tokens anyway
         found[mlp] = lm.model.get_submodule(mlp)
     return found

@@ -147,7 +147,8 @@ def linear_modules(lm: LanguageModel, parts: Sequence[str], layers: Sequence[int
     for layer in range(lm.layers) if layers is None else layers:
         block = lm.model.get_submodule(a.block(layer))
         for name, module in block.named_modules():
-            inside = any(name == roots[part] or name.startswith(f"{roots[part]}.") for part in parts)
+            # Linear modules of an MLP that is no module of its own stand in the block itself.
+            inside = any(name.startswith(f"{roots[part]}.") if roots[part] else "." not in name for part in parts)
             if inside and isinstance(module, nn.Linear | Conv1D):
                 found.append(f"{a.block(layer)}.{name}")
     return found

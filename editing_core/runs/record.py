@@ -2,6 +2,7 @@
 
 import platform
 import secrets
+import string
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -45,8 +46,19 @@ def versions() -> dict[str, str]:
 
 
 def new_id() -> str:
-    """An unguessable run id: whoever holds it may see the run."""
-    return secrets.token_urlsafe(12)
+    """An unguessable run id: whoever holds it may see the run. It never begins as an option of a command does."""
+    return secrets.choice(string.ascii_letters) + secrets.token_urlsafe(12)
+
+
+@dataclass(frozen=True, eq=False)
+class Base:
+    """Edits that are on while a run is made: their sum, and their ids in order."""
+
+    delta: WeightDelta = field(default_factory=WeightDelta)
+    ids: tuple[str, ...] = ()
+
+
+NO_BASE = Base()
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +69,8 @@ class RunResult:
     consistency only where texts were generated, and then NaN but at k = 0 and at the chosen k.
     probes: one row per k and probe. cases: one row per k >= 1 and record, see `evaluation.cases`, with
     p_optimised, p_spread, steps, norm, clamped. deltas, proofs, histories: one entry per k >= 1; a delta is the
-    whole edit up to k, None where its weights were not kept. decision: which k is the result, by which rule, and why.
+    whole edit up to k on top of `base`, None where its weights were not kept. decision: which k is the result, by
+    which rule, and why.
     """
 
     plan: EditPlan
@@ -78,6 +91,7 @@ class RunResult:
     id: str = field(default_factory=new_id)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     versions: dict[str, str] = field(default_factory=versions)
+    base: Base = NO_BASE
 
     @property
     def last(self) -> int:
@@ -109,6 +123,10 @@ class RunResult:
                 "of these, or edit again."
             )
         return delta
+
+    def state_at(self, k: int) -> WeightDelta:
+        """What the unedited model has to carry to be as it was after iteration k: the base and the edit."""
+        return self.base.delta + self.delta_at(k)
 
     @property
     def rounds(self) -> "Rounds":
@@ -143,7 +161,8 @@ class RunResult:
         case_id = self.requests[0].case_id if case_id is None else case_id
         k = self.chosen if k is None else k
         if k == 0:
-            return Verdict(("undecidable",), f"The model is unedited. {self.stopped}")
+            before = "Only what it was made on is on." if self.base.ids else "The model is unedited."
+            return Verdict(("undecidable",), f"{before} {self.stopped}")
         collapse = self.iterations["collapse_ppl"]
         return judge(
             self.probes_at(k, case_id), self.probes_at(0, case_id), float(collapse.iloc[k]), float(collapse.iloc[0])
@@ -178,6 +197,7 @@ class RunResult:
             "converged": self.converged,
             "requests": [asdict(request) for request in self.requests],
             "contexts": list(self.contexts),
+            "made_on": list(self.base.ids),
             "iterations": plain_rows(self.iterations),
             "probes": plain_rows(self.probes),
             "cases": plain_rows(self.cases),

@@ -9,11 +9,13 @@ from peft import PeftModel
 from editing_core.editors.finetuning import FineTuningSettings
 from editing_core.editors.materials import Materials
 from editing_core.errors import BadRequest
-from editing_core.models.adapter import save_adapter
+from editing_core.export.adapter import write_adapter
 from editing_core.models.delta import Dense, LowRank, WeightDelta
 from editing_core.models.trainable import embedding_module, linear_modules
 from editing_core.registry import editor_row
-from tests.conftest import tiny_model
+from tests.conftest import DISTINCT, each_of, tiny_model
+
+tiny_lm = each_of(DISTINCT)
 
 SETTINGS = FineTuningSettings(paraphrases=0, random_facts=0, epochs=4, rate=1e-2, rank=3, alpha=6.0)
 
@@ -30,7 +32,7 @@ def reloaded(family, folder):
 
 def check(lm, delta, folder):
     ids = torch.tensor([[5, 6, 7, 8, 9]])
-    save_adapter(lm, delta, folder)
+    write_adapter(lm, delta, folder)
     plain = logits(lm.model, ids)
     with delta.applied(lm.model):
         edited = logits(lm.model, ids)
@@ -51,7 +53,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tiny_models, tmp_path):
     rows, columns = lm.model.get_parameter(name).shape
     (tmp_path / "taken").write_text("a file", encoding="utf-8")
     with pytest.raises(BadRequest, match="name another folder"):
-        save_adapter(lm, WeightDelta({name: LowRank(torch.ones(rows, 1), torch.ones(1, columns))}), tmp_path / "taken")
+        write_adapter(lm, WeightDelta({name: LowRank(torch.ones(rows, 1), torch.ones(1, columns))}), tmp_path / "taken")
 
 
 def test_ranks_may_differ_from_module_to_module(tiny_lm, tmp_path):
@@ -89,5 +91,5 @@ def test_embeddings_go_along(tiny_models, tmp_path):
 )
 def test_what_is_no_adapter_is_refused(tiny_models, tmp_path, delta):
     with pytest.raises(BadRequest, match="adapter"):
-        save_adapter(tiny_models("gpt2"), delta, tmp_path / "none")
+        write_adapter(tiny_models("gpt2"), delta, tmp_path / "none")
     assert not (tmp_path / "none").exists()

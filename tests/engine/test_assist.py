@@ -20,10 +20,11 @@ from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
 from editing_core.models.hooks import steering
+from editing_core.models.norms import at_down
 from editing_core.models.tokens import continuation, subject_last
 from editing_core.registry import EDITORS
 from editing_core.types import EditRequest, Probe
-from tests.conftest import FAMILIES, bit_equal, snapshot, tiny_model
+from tests.conftest import DISTINCT, bit_equal, each_of, snapshot, tiny_model
 from tests.engine.conftest import TRAINED
 from tests.engine.test_targets import uneven_threshold
 
@@ -40,7 +41,10 @@ def doubles():
     return cache(lambda family: tiny_model(family, torch.float64))
 
 
-@pytest.fixture(params=FAMILIES)
+tiny_lm = each_of(DISTINCT)
+
+
+@pytest.fixture(params=DISTINCT)
 def double_lm(request, doubles):
     """Tiny models in float64: Adam's step on a gradient close to zero hangs on how the states were rounded."""
     return doubles(request.param)
@@ -376,17 +380,18 @@ class Problem:
 
     def __init__(self, lm, requests, covariance, contexts):
         self.lm, self.requests, self.covariance, self.contexts = lm, requests, covariance, contexts
-        self.site = lm.architecture.down(1)
+        self.site = lm.architecture.added(1)
         places = [r.place for r in requests]
         # As Spread measures them: C is so ill-conditioned here that another order of sums would show.
         beside = [TOWER.place, PETER.place]
         bare, known = (Staged(lm, SubjectRows.of(lm, some, Contexts())) for some in (places, beside))
         prefixed = Staged(lm, SubjectRows.of(lm, places, contexts.prefixed))
-        self.keys = average(torch.cat([bare.keys(1), prefixed.keys(1)], dim=1), contexts).T
+        at_subject = torch.cat([bare.keys(1), prefixed.keys(1)], dim=1)
+        self.keys = average(at_subject, contexts).T
         self.beside = known.keys(1)[:, 0].T
         present = bare.outputs(self.site)[:, 0]
         noise = torch.randn(present.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        self.targets, self.residuals = present + noise, noise.T
+        self.targets, self.residuals = present + noise, at_down(lm, 1, noise, at_subject[:, 0]).T
 
     def written(self, mu, weight=2.0, slack=1.0, named=None):
         """The update that Spread writes; `named` is what the objective is told, `mu` what the solver is."""

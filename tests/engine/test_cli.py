@@ -275,7 +275,7 @@ def test_bench_writes_tables(capsys, tmp_path):
     [
         ([], "required: COMMAND"),
         (["fly"], "invalid choice: 'fly'"),
-        (["edit"], "--subject, --prompt, --new missing; give --example, --file, or"),
+        (["edit"], "--subject, --prompt, --new missing; give --example, --file, --case, or"),
         (edit(subject=None), "--subject missing"),
         (edit(prompt="She plays the"), "has 0 places {} for the subject"),
         (edit(prompt="{} and {} play the"), "has 2 places {}"),

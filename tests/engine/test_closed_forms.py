@@ -22,7 +22,9 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting, StatisticsMissing
 from editing_core.registry import EDITORS, editor_row
 from editing_core.statistics.covariance import Covariance
-from tests.conftest import tiny_model
+from tests.conftest import DISTINCT, each_of, tiny_model
+
+tiny_lm = each_of(DISTINCT)
 
 WIDTH, FACTS, OUT = 14, 4, 6
 SMALL = {"steps": 3, "rate": 0.3, "relative_rate": True, "clamp": 2.0}

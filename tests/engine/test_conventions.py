@@ -26,9 +26,9 @@ from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
 from editing_core.types import EditRequest, Probe
-from tests.conftest import pocket_tokenizer
+from tests.conftest import FAMILIES, pocket_tokenizer
 
-ROTARY = ("gptj", "llama", "qwen2", "qwen3")
+ROTARY = tuple(family for family in FAMILIES if family not in ("gpt2", "opt"))
 UNEVEN = [
     ("Mary", "London"),
     ("The old bridge over the river was built long ago by", "the French army"),

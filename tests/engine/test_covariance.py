@@ -20,7 +20,9 @@ from editing_core.statistics.corpus import Corpus, TextFile
 from editing_core.statistics.covariance import Covariance, CovarianceStore, _symmetric
 from editing_core.statistics.parts import write_tensors
 from editing_core.statistics.stored import Stored
-from tests.conftest import BLOCKS, left_alone
+from tests.conftest import BLOCKS, DISTINCT, each_of, left_alone
+
+tiny_lm = each_of(DISTINCT)
 
 
 @torch.no_grad()

@@ -33,7 +33,9 @@ from editing_core.models.trainable import (
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.types import Probe, ignore
-from tests.conftest import bit_equal, cancel_after, snapshot
+from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, snapshot
+
+tiny_lm = each_of(DISTINCT)
 
 PLAIN = FineTuningSettings(paraphrases=0, random_facts=0, epochs=4, rate=1e-2, dropout=0.0, rank=4, alpha=8.0)
 EXAMPLES = [

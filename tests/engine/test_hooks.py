@@ -6,8 +6,8 @@ from torch import nn
 from transformers import BloomConfig, BloomForCausalLM
 
 from editing_core.errors import BadRequest, ModelUnavailable
-from editing_core.models.architectures import Architecture, is_transposed
-from editing_core.models.hooks import steering, stopping_after, watching
+from editing_core.models.architectures import ARCHITECTURES, Architecture, is_transposed
+from editing_core.models.hooks import state_of, steering, stopping_after, watching, with_state
 from editing_core.models.language_model import LanguageModel
 from tests.conftest import CONTEXT, FAMILIES, pocket_tokenizer, tiny_model
 
@@ -48,7 +48,7 @@ def test_the_last_block_before_the_norm_is_the_hidden_state(tiny_lm):
 @torch.no_grad()
 def test_steering_changes_only_what_follows(tiny_lm):
     batch = tiny_lm.batch([[5, 6, 7, 8]])
-    down, block0, block1 = tiny_lm.architecture.down(1), tiny_lm.architecture.block(0), tiny_lm.architecture.block(1)
+    added, block0, block1 = tiny_lm.architecture.added(1), tiny_lm.architecture.block(0), tiny_lm.architecture.block(1)
 
     def change(state):
         state = state.clone()
@@ -58,7 +58,7 @@ def test_steering_changes_only_what_follows(tiny_lm):
     with watching(tiny_lm.model, outputs=[block0, block1]) as seen:
         plain = tiny_lm.hidden(batch)
         before = dict(seen)
-        with steering(tiny_lm.model, {down: change}):
+        with steering(tiny_lm.model, {added: change}):
             steered = tiny_lm.hidden(batch)
     assert torch.equal(seen[block0], before[block0])
     torch.testing.assert_close(seen[block1][:, 2], before[block1][:, 2] + 1, atol=1e-5, rtol=1e-5)
@@ -108,19 +108,18 @@ def test_self_test_passes(tiny_lm):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_self_test_finds_a_foreign_residual_path(family):
-    """A block that scales what its MLP adds is not what the family's row says."""
+    """A block that scales what it gives is not what the family's row says."""
     lm = tiny_model(family)
-    mlp = f"{lm.architecture.block(lm.layers // 2)}.{lm.architecture.mlp}"
-    lm.model.get_submodule(mlp).register_forward_hook(lambda _m, _i, out: out * 2)
+    block = lm.model.get_submodule(lm.architecture.block(lm.layers // 2))
+    block.register_forward_hook(lambda _m, _i, out: with_state(out, 2 * state_of(out)))
     with pytest.raises(ModelUnavailable, match="does not add its MLP output"):
         lm.verify()
 
 
 def test_refuses_a_family_without_a_row():
     config = BloomConfig(vocab_size=64, hidden_size=16, n_layer=1, n_head=2)
-    message = (
-        "Models of type 'bloom' have no row .* choose a model of one of these types: gpt2, gptj, llama, qwen2, qwen3"
-    )
+    known = ", ".join(sorted(ARCHITECTURES))
+    message = f"Models of type 'bloom' have no row .* choose a model of one of these types: {known}."
     with pytest.raises(ModelUnavailable, match=message):
         Architecture.of(config)
     with pytest.raises(ModelUnavailable, match="'bloom'"):

@@ -12,15 +12,15 @@ from editing_core.evaluation.scoring import score_objects
 from editing_core.models import reading, tokens
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.reading import read, shared_beginnings
-from tests.conftest import FAMILIES, tiny_model
+from tests.conftest import FAMILIES, ROUGH, tiny_model
 
 ROWS = [(5, 9, 11, 40), (5, 9, 11, 41, 3), (5, 9, 12), (7, 8), (7, 8, 9, 9, 9, 9), (5, 9, 11), (1,)]
 ASKED = [(2, 3), (4,), (0, 2), (1,), (1, 3), (2,), (0,)]
 
 
 def close(lm):
-    """GPT-J's attention works in float32 whatever the model's precision."""
-    return {"atol": 1e-6, "rtol": 1e-5} if lm.architecture.family == "gptj" else {"atol": 1e-10, "rtol": 1e-9}
+    """Some attention works in float32 whatever the model's precision."""
+    return {"atol": 1e-6, "rtol": 1e-5} if lm.architecture.family in ROUGH else {"atol": 1e-10, "rtol": 1e-9}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -9,7 +9,7 @@ from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, states_at_subject
 from editing_core.editors.steps.staged import Staged
 from editing_core.models.delta import Dense, WeightDelta
-from tests.conftest import FAMILIES, tiny_model
+from tests.conftest import FAMILIES, ROUGH, tiny_model
 
 PLACES = [
     ("{} works in", "Mary Walker"),
@@ -21,8 +21,8 @@ CONTEXTS = Contexts.flat(("Then we met. {}", "A city that I know. {}"))
 
 
 def close(lm):
-    """GPT-J's attention works in float32 whatever the model's precision."""
-    return {"atol": 1e-6, "rtol": 1e-5} if lm.architecture.family == "gptj" else {"atol": 1e-10, "rtol": 1e-9}
+    """Some attention works in float32 whatever the model's precision."""
+    return {"atol": 1e-6, "rtol": 1e-5} if lm.architecture.family in ROUGH else {"atol": 1e-10, "rtol": 1e-9}
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -76,7 +76,8 @@ def test_equal_rows_are_run_once_and_shared_prefixes_too(lm):
 def test_outputs_above_the_keys(lm, room):
     rows = SubjectRows.of(lm, PLACES, Contexts())
     names = lm.architecture
-    for site in (names.block(1), names.block(2), names.down(2), names.down(1), names.attention_out_of(2)):
+    sites = (names.block(1), names.block(2), names.down(2), names.down(1), names.added(1), names.attention_out_of(2))
+    for site in dict.fromkeys(sites):
         staged = Staged(lm, rows, room)
         torch.testing.assert_close(staged.outputs(site), states_at_subject(lm, rows, site), **close(lm))
         with ExitStack() as stack:

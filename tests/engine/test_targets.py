@@ -13,7 +13,9 @@ from editing_core.editors.steps.targets import optimise_targets
 from editing_core.models import memory
 from editing_core.models.hooks import steering
 from editing_core.types import EditRequest
-from tests.conftest import tiny_model
+from tests.conftest import DISTINCT, each_of, tiny_model
+
+tiny_lm = each_of(DISTINCT)
 
 SETTINGS = TargetSettings(steps=8, rate=0.3, relative_rate=True, stop_below=0.0, clamp=4.0)
 

@@ -194,9 +194,9 @@ def test_numbers_have_three_digits_and_powers_of_ten(value, text):
 
 
 def test_neighbors_stand_as_the_model_and_the_assistance_have_it(pocket):
-    form = SimpleNamespace(neighbors="neighbors", example="example", together="together", standing="standing")
+    form = SimpleNamespace(neighbors="neighbors", facts="facts", together="together", standing="standing")
     known, unknown = ["Birthplace of Bernard Cornwell:", "London", "Bernard Cornwell"], ["It lies in", "Rome", ""]
-    values = {"neighbors": [known, unknown, [*known[:2], ""]], "example": "", "together": True}
+    values = {"neighbors": [known, unknown, [*known[:2], ""]], "facts": (), "together": True}
     shown = edit_form.stand(pocket, values, form, Assist(), 0)["standing"]
     assert shown.count("known") == 3
     assert "assists" not in shown

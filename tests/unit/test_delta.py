@@ -94,8 +94,16 @@ def test_subtracting_again_would_not_be_exact(net):
 def test_an_unknown_parameter_leaves_the_others_alone(net):
     before = snapshot(net)
     delta = WeightDelta({"linear.weight": low_rank(), "nowhere.weight": low_rank()})
-    with pytest.raises(AttributeError), delta.applied(net):
+    with pytest.raises(BadRequest, match="does not have"), delta.applied(net):
         pass
+    assert bit_equal(net, before)
+
+
+def test_two_names_of_one_weight_come_off_in_the_order_they_went_on(net):
+    net.twin = net.linear
+    before = snapshot(net)
+    with WeightDelta({"linear.weight": low_rank(), "twin.weight": low_rank(seed=1)}).applied(net):
+        assert not bit_equal(net, before)
     assert bit_equal(net, before)
 
 

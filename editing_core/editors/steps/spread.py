@@ -4,6 +4,9 @@
 
 The system is solved in the small space of the facts: with C = L L^T and Y = L^-1 K / sqrt(lambda),
 the right factor is L^-T Y (I + Y^T Y)^-1 / sqrt(lambda). Everything in float64.
+
+Residuals are measured in the residual stream. Where a norm stands between the down-projection and the stream, each
+layer's share is first pulled back through that layer's norm, see `models/norms.py`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +23,7 @@ from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.staged import Staged
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.norms import at_down
 from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest, Step, Watch, ignore
 
@@ -75,7 +79,8 @@ class Ridge:
 class Spread:
     """How targets are written.
 
-    site: the module whose output at the subject the targets are wanted. layers: to change. solve: the closed
+    site: the module whose output at the subject the targets are wanted, a block or what an MLP adds to the stream
+    (`Architecture.added`), so that residuals are changes of the stream. layers: to change. solve: the closed
     form. share: what the residual is divided by when so many layers remain, this one included.
     """
 
@@ -103,10 +108,11 @@ class Spread:
             for i, layer in enumerate(layers):
                 watch(Step("spread", i + 1, len(layers), note=f"layer {layer}"))
                 of_templates = torch.cat([rows.keys(layer) for rows in (bare, prefixed) if rows], dim=1)
-                keys = average(of_templates, contexts).T
+                keys, bare_keys = average(of_templates, contexts).T, of_templates[:, 0]
                 kept = beside.keys(layer)[:, 0].T if beside else keys[:, :0]
                 residual = targets.double() - bare.outputs(self.site)[:, 0]
-                left = (residual / self.share(len(layers) - i)).T  # (d, n)
+                change = residual / self.share(len(layers) - i)  # (n, d), of the stream
+                left = at_down(lm, layer, change, bare_keys).T  # (d, n)
                 right = self.solve(layer, keys, kept).T  # (n, d_in)
                 piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
                 stack.enter_context(piece.applied(lm.model))

@@ -11,13 +11,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache
 
 from editing_core.editors.steps.keys import SubjectRows
 from editing_core.models import memory
 from editing_core.models.blocks import behind, entered
-from editing_core.models.hooks import stopping_after, stopping_before, watching
+from editing_core.models.hooks import Forward, stopping_after, stopping_before, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.past import Openings, Past, continued
 
@@ -129,12 +129,18 @@ class _Part:
         lm, rest = self.lm, self.rest
         with ExitStack() as stack:
             if rest is not None:
-                mlp, down = (
-                    lm.model.get_submodule(name(rest.layer)) for name in (lm.architecture.mlp_of, lm.architecture.down)
-                )
-                state = entered(lm, rest.layer, rest.state, rest.attended, {mlp: lambda _: down(rest.key)})
+                state = entered(lm, rest.layer, rest.state, rest.attended, self._answers(rest))
                 stack.enter_context(behind(lm, rest.layer, state))
             lm.hidden(continued(lm, self.own, past, self.leads), cache)
+
+    def _answers(self, rest: _Rest) -> dict[nn.Module, Forward]:
+        """The MLP gives what its down-projection makes of the kept key; where it is no module, that alone does."""
+        names, modules = self.lm.architecture, self.lm.model.get_submodule
+        down, mlp = modules(names.down(rest.layer)), names.mlp_of(rest.layer)
+        if mlp:
+            return {modules(mlp): lambda _: down(rest.key)}
+        run = down.forward
+        return {down: lambda key: run(rest.key.view_as(key))}
 
     def at_end(self, states: Tensor) -> Tensor:
         """(rows, width) float64 of (rows, tokens, width)."""

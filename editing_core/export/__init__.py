@@ -1,0 +1,1 @@
+"""Edits that leave EditScope, and edits that come back: adapters, merged models and our own files, each one checked."""
