@@ -1,5 +1,6 @@
 """The page in a real browser: an example from click to charts, slider, undo, a refusal, a closed tab."""
 
+import re
 import time
 
 import pytest
@@ -135,3 +136,28 @@ def test_a_narrow_page_does_not_scroll_sideways(tab_page):
     tab_page.set_viewport_size({"width": 380, "height": 800})
     run_example(tab_page, 0)
     assert tab_page.evaluate("document.documentElement.scrollWidth") <= 380
+
+
+def test_edits_are_stacked_compared_and_shared(tab_page, opening):
+    tab_page.get_by_text("Edit stack").click()
+    run_example(tab_page, 0)
+    about = tab_page.locator("#stack-about")
+    expect(about).to_contain_text("0 of 1 on")
+    tab_page.locator("#stack-on input").check()
+    expect(about).to_contain_text("1 of 1 on")
+    tab_page.get_by_text("Compare two states").click()
+    tab_page.locator("#compare").click()
+    expect(tab_page.locator("#compared")).to_contain_text("have another first choice", timeout=60_000)
+    expect(tab_page.locator("#compared")).to_contain_text("sitcom")
+    tab_page.locator("#stack-remove").click()
+    expect(about).to_contain_text("Every edit of this page")
+    tab_page.locator("#stack-undo").click()
+    expect(about).to_contain_text("1 of 1 on")
+    tab_page.get_by_text("Take it with you").click()
+    tab_page.locator("#take").click()
+    link = tab_page.locator("#take-link textarea, #take-link input").first
+    expect(link).to_have_value(re.compile("case="))
+    other = opening(link.input_value())
+    expect(other.locator("#subject input, #subject textarea")).to_have_value("Mario Del Monaco")
+    expect(other.locator("#message")).to_contain_text("press Edit")
+    expect(other.locator("#verdict")).to_contain_text("No edit yet")
