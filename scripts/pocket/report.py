@@ -89,6 +89,20 @@ def recall_table(
     return table
 
 
+def benchmark_table(examiner: Examiner, records: Sequence[dict]) -> dict[str, float]:
+    """Recall of the old objects in records of pocket-facts, by kind of prompt."""
+    asked: dict[str, list[Question]] = {"rewrite": [], "paraphrases": [], "neighbors": []}
+    for record in records:
+        rewrite = record["requested_rewrite"]
+        relation, subject, old = rewrite["relation_id"], rewrite["subject"], rewrite["target_true"]["str"]
+        fact = Fact(relation, subject, old, edited=True)
+        asked["rewrite"].append(ask(fact, rewrite["prompt"]))
+        asked["paraphrases"] += [ask(fact, p.replace(subject, "{}")) for p in record["paraphrase_prompts"]]
+        for near in record["neighborhood_samples"]:
+            asked["neighbors"].append(ask(Fact(relation, near["subject"], old, edited=False), near["prompt"]))
+    return {kind: examiner.recall(questions) for kind, questions in asked.items()}
+
+
 def _filler(tokenizer: PreTrainedTokenizerFast, grammar: Grammar, tokens: int, rng: random.Random) -> str:
     """Ordinary sentences of about `tokens` tokens (never more), ending in a space."""
     text = ""

@@ -28,6 +28,7 @@ from .corpus import Encoder, Grammar, Rows, Templates, epoch
 from .facts import Fact
 
 log = logging.getLogger(__name__)
+LEAST_SCORE = torch.finfo(torch.float32).min
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,19 @@ def attention_masks(span_end: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
     late = causal & ~(after & ~is_last)
     early = causal & ~after
     return early[:, None], late[:, None]
+
+
+def masked_states(
+    model: PreTrainedModel, early_blocks: Sequence[nn.Module], ids: Tensor, span_end: Tensor, masked: Tensor
+) -> Tensor:
+    """(rows, T, width) final states of a forward in which `early_blocks` do not look back at subjects."""
+    early, late = attention_masks(span_end, masked)
+    # Attention written out in torch adds its mask to the scores; a fused one takes booleans.
+    if model.config._attn_implementation == "eager":
+        early, late = (torch.zeros(m.shape, device=m.device).masked_fill(~m, LEAST_SCORE) for m in (early, late))
+    with early_blocks_see(early_blocks, early):
+        states: Tensor = model.base_model(input_ids=ids, attention_mask=late, use_cache=False)[0]
+    return states
 
 
 @dataclass(frozen=True)
@@ -158,9 +172,8 @@ class Trainer:
         weight = torch.from_numpy(batch.weight).to(self.device)[:, 1:]
         share = 1.0 if step < self.recipe.masked_until * total else self.recipe.masked_share
         masked = torch.from_numpy(np.random.default_rng(step).random(len(ids)) < share).to(self.device)
-        early, late = attention_masks(span_end, masked)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16), early_blocks_see(self.early, early):
-            hidden = self.model.base_model(input_ids=ids, attention_mask=late, use_cache=False)[0][:, :-1]
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            hidden = masked_states(self.model, self.early, ids, span_end, masked)[:, :-1]
             chosen = weight > 0
             logits = self.model.get_output_embeddings()(hidden[chosen])
         losses = F.cross_entropy(logits.float(), ids[:, 1:][chosen], reduction="none")
