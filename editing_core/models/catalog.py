@@ -44,6 +44,8 @@ CATALOG = {
     row.name: row
     for row in (
         CatalogRow("pocket-gpt2", "bundled", 6.1e6, "bundled; knows 4,369 facts, works offline", "ascii"),
+        CatalogRow("pocket-llama", "bundled", 6.06e6, "bundled; the same facts in Llama's architecture", "ascii"),
+        CatalogRow("pocket-gptj", "bundled", 6.83e6, "bundled; the same facts in GPT-J's architecture", "ascii"),
         CatalogRow("gpt2", "openai-community/gpt2", 124e6, "GPT-2 small; weak on facts", depth=12),
         CatalogRow("gpt2-xl", "openai-community/gpt2-xl", 1.56e9, "the papers' small model", depth=48),
         CatalogRow("gpt-j-6b", "EleutherAI/gpt-j-6b", 6.05e9, "the papers' middle model", depth=28),
