@@ -130,6 +130,7 @@ def _wire_form(page: gr.Blocks, tab: EditTab, take: Takeaway) -> None:
         present(chip.click(_chip(tab, name), inputs, **quiet).then)
     for box in form.texts[:3]:
         present(box.blur)
+    present(tab.settings.chat.input)
     gr.on(
         [form.neighbors.input, *(widget.input for widget in tab.settings.assists.values())],
         tab.on_neighbors,

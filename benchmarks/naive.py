@@ -22,7 +22,6 @@ from editing_core.editors.steps.rows import Objective, kl_row
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models.hooks import Change, steering, watching
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import subject_last
 from editing_core.statistics.covariance import Covariance
 from editing_core.types import EditRequest
 
@@ -209,7 +208,7 @@ def edit(
 def _at_subject(lm: LanguageModel, request: EditRequest, contexts: Contexts, name: str) -> Tensor:
     """(n_templates, width) float64: output of a module, or under its name with ".input" its input, at the subject."""
     templates = [contexts.prefix(i) + request.prompt for i in range(len(contexts))]
-    subjects = [subject_last(lm.tokenizer, template, request.subject) for template in templates]
+    subjects = [lm.coder.subject_last(template, request.subject) for template in templates]
     module = name.removesuffix(".input")
     with watching(lm.model, outputs=[module], inputs=[module]) as seen:
         logits_of(lm, [lm.tokenizer(template.replace("{}", request.subject))["input_ids"] for template in templates])

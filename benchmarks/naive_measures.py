@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from editing_core.editors.steps.rows import Objective
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import continuation
 from editing_core.types import EditRequest
 
 Table = list[dict[str, Any]]  # one entry per probe
@@ -37,7 +36,7 @@ def evaluate(lm: LanguageModel, requests: Sequence[EditRequest]) -> Table:
     for request in requests:
         entries = _probes(request)
         answers = [(entry["prompt"], (request.target_new, *entry.pop("own"))) for entry in entries]
-        texts = [[continuation(lm.tokenizer, prompt, answer) for answer in some] for prompt, some in answers]
+        texts = [[lm.coder.continuation(prompt, answer) for answer in some] for prompt, some in answers]
         logits = iter(logits_of(lm, [text.inputs for some in texts for text in some]))
         for entry, some in zip(entries, texts, strict=True):
             scores = [_score(next(logits), text.positions, text.object_ids) for text in some]

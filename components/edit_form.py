@@ -1,7 +1,7 @@
 """The fact form: example chips, the fact, its companions, paraphrases and neighbors -> EditRequests."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
@@ -203,10 +203,19 @@ def read_neighbors(rows: object) -> tuple[Probe, ...]:
     return tuple(Probe(prompt, answer, s or None) for prompt, answer, s, *_ in _rows(rows, 3) if prompt or answer)
 
 
-def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: Assist, seed: int) -> dict[Any, Any]:
+@dataclass(frozen=True)
+class Asking:
+    """How the form's prompts are asked: the assistance and seed of the choice of neighbors, and the chat template."""
+
+    assist: Assist = field(default_factory=Assist)
+    seed: int = 0
+    chat: str = "none"
+
+
+def present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, asking: Asking) -> dict[Any, Any]:
     """Token strip, present answers, the old object where we may fill it, and how the neighbors stand."""
     try:
-        return {**_present(lm, values, form), **stand(lm, values, form, assist, seed)}
+        return {**_present(lm.framed(asking.chat), values, form), **stand(lm, values, form, asking)}
     except EditingError as error:
         empty = not (_text(values[form.subject]) or _text(values[form.prompt]))
         return {form.strip: "" if empty else hint_html(str(error)), form.answers: ""}
@@ -217,7 +226,7 @@ def _present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> di
     lm.check_text(request.full_prompt)
     with lm.lock:
         shown: dict[Any, Any] = {
-            form.strip: strip_html(*tokens_of(lm, request)),
+            form.strip: strip_html(tokens_of(lm, request)),
             form.answers: answers_html(next_tokens(lm, request.full_prompt, 5)),
         }
         old = _text(values[form.old])
@@ -227,9 +236,11 @@ def _present(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm) -> di
     return shown
 
 
-def stand(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: Assist, seed: int) -> dict[Any, Any]:
+def stand(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, asking: Asking) -> dict[Any, Any]:
     """For every neighbor whether the model knows it now, and which ones would assist. The table itself stays."""
+    assist = asking.assist
     try:
+        lm = lm.framed(asking.chat)
         probes = read_neighbors(values[form.neighbors])
         for probe in probes:
             lm.check_text(f"{probe.prompt} {probe.answer}")
@@ -242,7 +253,7 @@ def stand(lm: LanguageModel, values: Mapping[Any, Any], form: EditForm, assist: 
     request = EditRequest("any", "{}", PLACEHOLDER, neighbors=probes, case_id=case_id)
     with lm.lock:
         (found,) = eligibility(lm, [request], assist.minimum)
-    chosen = with_edit_neighbors([request], [found], assist.count, assist.choice, seed)[0].edit_neighbors
+    chosen = with_edit_neighbors([request], [found], assist.count, assist.choice, asking.seed)[0].edit_neighbors
     return {form.standing: _standing_html(probes, found, chosen if assist.uses_neighbors else (), assist)}
 
 

@@ -21,7 +21,6 @@ from components.types import Shown, Values
 from editing_core.data.encoder import Encoder, encoder_of, neighbor_distances
 from editing_core.data.examples import example
 from editing_core.data.suggest import Suggestion, suggest
-from editing_core.editors.assist import Assist
 from editing_core.errors import Cancelled, EditingError
 from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
@@ -150,8 +149,8 @@ class EditTab:
     def on_present(self, values: Values) -> Iterator[Shown]:
         """A field was left: tokens, present answers, old object, known neighbors. Loads no model by itself."""
         if self.host.is_loaded(values[self.header.model]):
-            lm, assist = self.model(values), self._assist(values)
-            yield self.jobs.thread.call(lambda: edit_form.present(lm, values, self.form, *assist))
+            lm, asking = self.model(values), self._asking(values)
+            yield self.jobs.thread.call(lambda: edit_form.present(lm, values, self.form, asking))
         else:
             yield {
                 self.form.strip: hint_html("Load the model to see its tokens and present answers."),
@@ -161,17 +160,19 @@ class EditTab:
     def on_neighbors(self, values: Values) -> Iterator[Any]:
         """A neighbor or the way it assists was changed: how the neighbors stand. The table is left alone."""
         if self.host.is_loaded(values[self.header.model]):
-            lm, assist = self.model(values), self._assist(values)
-            yield self.jobs.thread.call(lambda: edit_form.stand(lm, values, self.form, *assist))
+            lm, asking = self.model(values), self._asking(values)
+            yield self.jobs.thread.call(lambda: edit_form.stand(lm, values, self.form, asking))
         else:
             yield gr.skip()  # as below
 
-    def _assist(self, values: Values) -> tuple[Assist, int]:
-        """The assistance asked for and the seed; none while a setting is wrong, which Edit will say."""
+    def _asking(self, values: Values) -> edit_form.Asking:
+        """How the form's prompts are asked; without assistance while a setting is wrong, which Edit will say."""
+        chat = str(values[self.settings.chat])
         try:
-            return settings_form.read_assist(values, self.settings), int(values[self.settings.seed] or 0)
+            assist = settings_form.read_assist(values, self.settings)
+            return edit_form.Asking(assist, int(values[self.settings.seed] or 0), chat)
         except (EditingError, ValueError, TypeError):
-            return Assist(), 0
+            return edit_form.Asking(chat=chat)
 
     def on_suggest(self, values: Values) -> Iterator[Shown]:
         """Paraphrases and neighbors for the fact in the form; by similarity where a loaded model can measure it."""
@@ -354,7 +355,8 @@ class EditTab:
         lm, request = self.host.get(stored.run.model), stored.run.requests[place]
         for at in (0, k):
             if (request.case_id, at) not in stored.looks:
-                stored.looks[request.case_id, at] = look(lm, request.full_prompt, stored.run.state_at(at))
+                state, chat = stored.run.state_at(at), stored.run.plan.conventions.chat
+                stored.looks[request.case_id, at] = look(lm, request.full_prompt, state, chat=chat)
         if by == result_view.DISTANCE and request.case_id not in stored.distances:
             encoder = encoder_of(lm)
             stored.distances[request.case_id] = neighbor_distances(encoder, request)

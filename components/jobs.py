@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextvars import copy_context
 from typing import Any
 
 from editing_core.errors import BadRequest, Cancelled
@@ -34,7 +35,9 @@ class ModelThread:
     def submit(self, work: Callable[[], Any]) -> "Future[Any]":
         """Put work into the queue; the future gives its result or error."""
         future: Future[Any] = Future()
-        self._waiting.put((future, work))
+        # In the caller's context: there Gradio keeps whose request it is, and ZeroGPU whose time it takes.
+        context = copy_context()
+        self._waiting.put((future, lambda: context.run(work)))
         return future
 
     def call(self, work: Callable[[], Any]) -> Any:

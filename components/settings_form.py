@@ -1,7 +1,7 @@
 """The settings form: editor, iterations and stop rule, and every other setting built from its dataclass field."""
 
 from collections.abc import Mapping
-from dataclasses import Field, dataclass, fields
+from dataclasses import Field, dataclass, fields, replace
 from html import escape
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,7 @@ STOPS = [
     ("p spread changes little", "small-change"),
     ("none", "none"),
 ]
+CHATS = [("none", "none"), ("assistant goes on", "statement"), ("user asks", "question")]
 ASSISTS = [("off", "off"), ("NA", "na"), ("NAP", "nap")]
 
 
@@ -45,6 +46,7 @@ class SettingsForm:
     seed: gr.Number
     generate: gr.Checkbox
     conventions: gr.Radio
+    chat: gr.Radio
     assists: dict[str, Any]
     preset: gr.HTML
     groups: dict[str, gr.Group]
@@ -57,7 +59,7 @@ class SettingsForm:
         own = [widget for group in self.widgets.values() for widget in group.values()]
         shared = [self.editor, self.iterations, self.stop, self.tolerance, self.collapse_factor, self.seed]
         chosen = [self.ingredients.recipe, self.ingredients.switches]
-        return [*shared, self.generate, self.conventions, *self.assists.values(), *own, *chosen]
+        return [*shared, self.generate, self.conventions, self.chat, *self.assists.values(), *own, *chosen]
 
     @property
     def followers(self) -> list[Any]:
@@ -87,7 +89,11 @@ def build() -> SettingsForm:
             collapse_factor = gr.Number(3.0, label="Collapse guard (0: off)", min_width=100, elem_id="collapse-factor")
             seed = gr.Number(0, label="Seed", precision=0, min_width=100, elem_id="seed")
         generate = gr.Checkbox(False, label="Also fluency and consistency of generated texts", elem_id="also-texts")
-        conventions = gr.Radio(list(CONVENTIONS), value="clean", label="Conventions", elem_id="conventions")
+        with gr.Row(elem_classes="es-fields"):
+            conventions = gr.Radio(
+                list(CONVENTIONS), value="clean", label="Conventions", min_width=130, elem_id="conventions"
+            )
+            chat = gr.Radio(CHATS, value="none", label="Chat template (instruct models)", min_width=220, elem_id="chat")
         with gr.Accordion("How neighbors assist", open=False, elem_id="assist-settings"):
             assists = {"neighbors": assist}
             rest = [f for f in fields(Assist) if f.name != "neighbors"]
@@ -99,7 +105,7 @@ def build() -> SettingsForm:
                 widgets[row.name] = _fields(row.preset(DEFAULT).settings)
             groups[row.name] = group
     limits = (iterations, stop, tolerance, collapse_factor)
-    return SettingsForm(editor, *limits, seed, generate, conventions, assists, preset, groups, widgets, choice)
+    return SettingsForm(editor, *limits, seed, generate, conventions, chat, assists, preset, groups, widgets, choice)
 
 
 def _fields(settings: Settings) -> dict[str, Any]:
@@ -189,7 +195,8 @@ def show_ingredients(form: SettingsForm, values: Mapping[Any, Any], model: str) 
 
 def show_plan(form: SettingsForm, plan: EditPlan, model: str) -> dict[Any, Any]:
     """The form as it would ask for a plan; conventions that are no set of their own show as the clean ones."""
-    conventions = next((name for name, found in CONVENTIONS.items() if found == plan.conventions), "clean")
+    plain = replace(plan.conventions, chat="none")
+    conventions = next((name for name, found in CONVENTIONS.items() if found == plain), "clean")
     settings = {f.name: getattr(plan.settings, f.name) for f in fields(plan.settings)}
     return {
         **show_preset(form, plan.editor, model, conventions, settings),
@@ -200,6 +207,7 @@ def show_plan(form: SettingsForm, plan: EditPlan, model: str) -> dict[Any, Any]:
         form.collapse_factor: plan.stop.collapse_factor,
         form.seed: plan.seed,
         form.conventions: conventions,
+        form.chat: plan.conventions.chat,
         **show_assist(form, {f.name: getattr(plan.assist, f.name) for f in fields(plan.assist)}),
     }
 
@@ -226,7 +234,8 @@ def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
     name = values[form.conventions]
     if name not in CONVENTIONS:
         raise unknown(str(name), "set of conventions", CONVENTIONS)
-    return EditPlan(row.name, settings, stop, seed, read_assist(values, form), CONVENTIONS[name])
+    conventions = CONVENTIONS[name].changed({"chat": values[form.chat]})
+    return EditPlan(row.name, settings, stop, seed, read_assist(values, form), conventions)
 
 
 def _read_settings(values: Mapping[Any, Any], form: SettingsForm, editor: str) -> Settings:

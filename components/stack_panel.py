@@ -31,7 +31,7 @@ class StackPanel:
         """What its handlers read."""
         view = self.view
         widgets = [view.on, view.keep, view.chosen, view.note, view.first, view.second, view.prompts]
-        return {self.edit.stack, self.edit.made, self.edit.header.model, *widgets}
+        return {self.edit.stack, self.edit.made, self.edit.header.model, self.edit.settings.chat, *widgets}
 
     @property
     def changed(self) -> list[Any]:
@@ -83,13 +83,13 @@ class StackPanel:
         try:
             name = tab.check_model(values)
             typed = [Asked(text.strip()) for text in str(values[self.view.prompts] or "").splitlines() if text.strip()]
-            sides = [tab.shelf.sum(values[side] or (), name) for side in (self.view.first, self.view.second)]
+            first, second = (tab.shelf.sum(values[side] or (), name) for side in (self.view.first, self.view.second))
             asked = typed or prompts_of([r for edit in self._edits(stack).values() for r in edit.requests])
             if not asked:
                 raise EditingError(NOTHING)
             yield {self.view.compared: progress_view.note_html("One moment.")}
-            lm = tab.model(values)
-            rows = tab.jobs.thread.call(lambda: compare(lm, asked, *(side.delta for side in sides)))
+            lm, chat = tab.model(values), str(values[tab.settings.chat])
+            rows = tab.jobs.thread.call(lambda: compare(lm, asked, first.delta, second.delta, chat))
         except EditingError as error:
             yield {self.view.compared: progress_view.error_html(str(error))}
             return

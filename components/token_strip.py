@@ -1,27 +1,41 @@
 """The token strip and the present answers as HTML: what the model reads, and what it would say now."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
 from editing_core.evaluation.scoring import TokenChance
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import subject_last
 from editing_core.types import EditRequest
 
 
-def tokens_of(lm: LanguageModel, request: EditRequest) -> tuple[list[str], int]:
-    """The prompt's tokens as text and the index of the edited one, the subject's last."""
-    text = request.full_prompt
-    offsets = lm.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    return [text[start:stop] for start, stop in offsets], subject_last(lm.tokenizer, request.prompt, request.subject)
+@dataclass(frozen=True)
+class Tokens:
+    """What a model reads of a prompt: texts of the tokens, index of the edited one, and which are the template's."""
+
+    texts: tuple[str, ...]
+    edited: int
+    template: frozenset[int] = frozenset()
 
 
-def strip_html(tokens: Sequence[str], edited: int) -> str:
-    """One box per token; the edited one is framed and named."""
+def tokens_of(lm: LanguageModel, request: EditRequest) -> Tokens:
+    """The prompt's tokens, in the model's chat template where it is framed; the subject's last one is edited."""
+    places = lm.coder.places(request.full_prompt)
+    start = len(lm.frame.head)
+    own = range(start, start + len(request.full_prompt))
+    outside = (i for i, ((first, last), _) in enumerate(places) if last > first and (last - 1 not in own))
+    edited = lm.coder.subject_last(request.prompt, request.subject)
+    return Tokens(tuple(text for _, text in places), edited, frozenset(outside))
+
+
+def strip_html(tokens: Tokens) -> str:
+    """One box per token; the edited one is framed and named, the template's are pale."""
     boxes = []
-    for i, token in enumerate(tokens):
-        shown = escape(token).replace(" ", "·") or "∅"
-        if i == edited:
+    for i, token in enumerate(tokens.texts):
+        shown = escape(token).replace("\n", "↵").replace(" ", "·") or "∅"
+        if i in tokens.template:
+            boxes.append(f"<span class='es-token es-token-template' title='Chat template'>{shown}</span>")
+        elif i == tokens.edited:
             boxes.append(f"<span class='es-token es-token-edited' title='The edit acts at this token'>{shown}</span>")
         else:
             boxes.append(f"<span class='es-token'>{shown}</span>")

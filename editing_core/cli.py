@@ -184,8 +184,9 @@ def _write_html(lm: LanguageModel, result: RunResult, path: Path) -> None:
     from editing_core import charts
 
     first, last = result.requests[0], result.chosen
-    looks = (look(lm, first.full_prompt, result.delta_at(0)), look(lm, first.full_prompt, result.delta_at(last)))
-    figures = charts.all_figures(result, first.case_id, last, looks)
+    chat = result.plan.conventions.chat
+    before, after = (look(lm, first.full_prompt, result.delta_at(k), chat=chat) for k in (0, last))
+    figures = charts.all_figures(result, first.case_id, last, (before, after))
     verdict = result.verdict()
     title = f"{first.full_prompt} {first.target_new}: {verdict.label}"
     write_text(path, html_page(title, verdict.reason, figures))

@@ -54,8 +54,11 @@ def prompts_of(requests: Sequence[EditRequest]) -> list[Asked]:
     return list(found.values())[:MOST]
 
 
-def compare(lm: LanguageModel, asked: Sequence[Asked], first: WeightDelta, second: WeightDelta) -> list[Compared]:
-    """Both states on all prompts, in their order. The model is bit-equal before and after."""
+def compare(
+    lm: LanguageModel, asked: Sequence[Asked], first: WeightDelta, second: WeightDelta, chat: str = "none"
+) -> list[Compared]:
+    """Both states on all prompts, in order. The model is bit-equal before and after. chat: as in `Conventions`."""
+    lm = lm.framed(chat)
     if not 1 <= len(asked) <= MOST:
         raise BadRequest(f"{len(asked)} prompts were given, 1 to {MOST} are compared at once; enter so many.")
     for one in asked:

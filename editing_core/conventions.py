@@ -1,4 +1,4 @@
-"""How numbers are measured where the published code and good sense differ, each behind its own switch.
+"""How prompts are read and numbers measured where there is a choice, each behind its own switch.
 
 CLEAN is what EditScope does by itself. FAITHFUL repeats the published code of the UnderEdit & OverEdit paper
 (arXiv:2503.11895) and of the libraries it builds on, quirks included, so that its tables can be met.
@@ -6,6 +6,8 @@ CLEAN is what EditScope does by itself. FAITHFUL repeats the published code of t
 
 from dataclasses import dataclass
 
+from editing_core.errors import BadSetting
+from editing_core.models.chat import STYLES
 from editing_core.settings import Settings, setting
 
 
@@ -65,6 +67,20 @@ class Conventions(Settings):
         "PMET's optimised perplexity as it is, or with the lowered loss factor in the exponent",
         choices=("plain", "inside"),
     )
+    chat: str = setting(
+        "none",
+        "Instruct models: prompts by themselves; in the chat template, as what the assistant says and goes on with; or "
+        "as what the user says and the assistant answers with the object",
+        choices=STYLES,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.chat == "question" and self.unrelated == "per_token":
+            raise BadSetting(
+                "unrelated is 'per_token', which puts parts of an answer behind the question, where chat 'question' "
+                "has the user speaking; choose unrelated 'whole' or chat 'statement'."
+            )
 
 
 CLEAN = Conventions()

@@ -23,6 +23,7 @@ from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.making import build_editor, statistics_remark
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.tokens import PLAIN
 from editing_core.registry import editor_row
 from editing_core.runs.journal import NOTHING_KEPT, Journal
 from editing_core.runs.record import NO_BASE, SCHEMA, Base, EditPlan, RunResult, with_targets
@@ -52,6 +53,7 @@ def run_edit(  # noqa: PLR0913 - each is something to bring along, and most call
     meanwhile; the run's own edit comes on top of them and does not contain them.
     Cancelled, raised by `watch`, passes through with the model restored.
     """
+    lm = lm.framed(plan.conventions.chat)
     with lm.lock:
         started = time.perf_counter()
         stage = set_stage(lm, requests, plan, store or CovarianceStore(), watch, evaluator, base=base)
@@ -128,11 +130,14 @@ def set_stage(  # noqa: PLR0913 - as run_edit
 
     base: what is known and answered is asked with it on; the editor is built from the unedited model.
     """
+    lm = lm.framed(plan.conventions.chat)
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
     with base.delta.applied(lm.model):
         ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
         ready = evaluator.prepared(lm, ready)
     editor = build_editor(lm, ready, plan, store, watch, pool)
+    if lm.frame != PLAIN:
+        notes = (*notes, f"Prompts stand in the chat template: {lm.frame.around('[prompt]')!r}.")
     if count := len(base.ids):
         notes = (*notes, f"Made on top of {count} other edit{'s' if count > 1 else ''} of the stack.")
     return Stage(lm, ready, editor, evaluator, (*notes, *statistics_remark(lm, plan, store)), base)
@@ -231,7 +236,8 @@ class Look:
     text: str
 
 
-def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30) -> Look:
-    """What the model says to a prompt with an edit on; taken off again before returning."""
+def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30, chat: str = "none") -> Look:
+    """What the model says to a prompt with an edit on; taken off again before returning. chat: as in `Conventions`."""
+    lm = lm.framed(chat)
     with lm.lock, delta.applied(lm.model):
         return Look(prompt, next_tokens(lm, prompt), generate(lm, prompt, tokens))

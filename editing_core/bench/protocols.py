@@ -132,6 +132,7 @@ def run_benchmark(
     """Edit records under a protocol and measure them all. The model is bit-equal before and after."""
     protocol, tools = protocol or Protocol(), tools or Tools()
     run = {"batch": _batch, "single": _single, "sequential": _sequential}[protocol.name]
+    lm = lm.framed(plan.conventions.chat)
     with lm.lock:
         started = time.perf_counter()
         stage = set_stage(lm, requests, plan, tools.store, watch, tools.evaluator, tools.pool)

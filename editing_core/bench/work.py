@@ -76,7 +76,7 @@ def perform(
     loaded, requests = records(config)
     evaluator = Evaluator(unedited=Unedited(paths.unedited()))
     evaluator = replace(evaluator, texts=read_texts(Path(config.texts))) if config.texts else evaluator
-    lm = load()
+    lm = load().framed(plan.conventions.chat)
     read = readable(lm, requests)
     requests = read.requests
     told: dict[str, Any] = {"dataset": loaded.name, "trial": config.trial, "preset": config.preset}

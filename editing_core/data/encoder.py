@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from editing_core.data.facts import bundled_relations, fact_sentences
 from editing_core.errors import ModelUnavailable
 from editing_core.models.catalog import HUB_ID
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import encode
+from editing_core.models.tokens import Coder
 from editing_core.types import EditRequest
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def neighbor_distances(encoder: Encoder, request: EditRequest) -> dict[str, floa
 
 _lock = threading.Lock()
 _sentence_encoders: dict[str, Encoder | str] = {}  # by source; the reason where it could not be loaded
-_own: weakref.WeakKeyDictionary[LanguageModel, tuple[Tensor, dict[str, Tensor]]] = weakref.WeakKeyDictionary()
+_own: weakref.WeakKeyDictionary[nn.Module, tuple[Tensor, dict[str, Tensor]]] = weakref.WeakKeyDictionary()
 
 
 def encoder_of(lm: LanguageModel, own: bool = False) -> Encoder:
@@ -105,10 +105,10 @@ def encoder_of(lm: LanguageModel, own: bool = False) -> Encoder:
     name = f"mean hidden state of {lm.name}"
     note = f"No sentence encoder could be loaded ({found}); the {name} serves instead." if found else ""
     with lm.lock:
-        if lm not in _own:
+        if lm.model not in _own:
             sentences = [text for relation in bundled_relations() for text in fact_sentences(relation)[:COMMON]]
-            _own[lm] = _means(lm, sentences).mean(0), {}
-        common, kept = _own[lm]
+            _own[lm.model] = _means(lm, sentences).mean(0), {}
+        common, kept = _own[lm.model]
     return Encoder(name, note, lambda texts: _centered(lm, texts, common), kept)
 
 
@@ -122,8 +122,9 @@ def _centered(lm: LanguageModel, texts: Sequence[str], common: Tensor) -> Tensor
 @torch.no_grad()
 def _means(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
     """(n, d) means of the final hidden states over each text's own tokens, which padding and special ones are not."""
+    plain = Coder(lm.tokenizer)
     # A text of white space has no tokens, and a batch needs some.
-    rows = [encode(lm.tokenizer, text)[: lm.context] or (0,) for text in texts]
+    rows = [plain.encode(text)[: lm.context] or (0,) for text in texts]
     special = torch.tensor(lm.tokenizer.all_special_ids, dtype=torch.long, device=lm.device)
     means: list[Tensor] = [torch.empty(0)] * len(rows)
     for numbers, batch in lm.batches(rows):

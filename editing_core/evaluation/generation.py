@@ -14,7 +14,6 @@ from editing_core.evaluation.fluency import fluency
 from editing_core.evaluation.metrics import GENERATED
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import encode
 from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
 TOP_K, LENGTH, PROMPTS_PER_FORWARD = 5, 100, 64
@@ -27,10 +26,12 @@ def sample_texts(
 ) -> list[str]:
     """One text per prompt, the prompt included: top-5 sampling to `length` tokens in all, without a stop.
 
-    Prompts of equal length run together, so no padding takes part. Which of them do decides nothing: every prompt
-    has its own random numbers. watch: told of the tokens written at every position, so that it may leave there.
+    What a chat template puts around a prompt comes on top of the length. Prompts of equal length run together, so no
+    padding takes part. Which of them do decides nothing: every prompt has its own random numbers. watch: told of the
+    tokens written at every position, so that it may leave there.
     """
-    coded = [encode(lm.tokenizer, prompt) for prompt in prompts]
+    coded = [lm.coder.encode(prompt) for prompt in prompts]
+    length += lm.coder.extra
     groups: dict[int, list[int]] = {}
     for number, ids in enumerate(coded):
         groups.setdefault(len(ids), []).append(number)

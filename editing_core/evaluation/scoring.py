@@ -15,7 +15,7 @@ from torch import Tensor
 from editing_core.errors import BadRequest
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.reading import read
-from editing_core.models.tokens import Continuation, continuation, continuations, encode
+from editing_core.models.tokens import Continuation
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def score_objects(
     objects: as in `Conventions.objects`. groups: one per pair; rows of a group are padded together on the left,
     as the published code does. Without groups the padding is on the right and changes nothing.
     """
-    texts = continuations(lm.tokenizer, pairs, objects)
+    texts = lm.coder.continuations(pairs, objects)
     if groups is None:
         return _scored(texts, _read_right(lm, texts))
     together: dict[Hashable, list[int]] = {}
@@ -128,7 +128,7 @@ def free_choices(
     while open_ := [n for n, score in enumerate(scores) if len(said[n]) < len(score.labels)]:
         for n in open_:
             if n not in prompts:
-                text = continuation(lm.tokenizer, *pairs[n], objects)
+                text = lm.coder.continuation(*pairs[n], objects)
                 prompts[n] = text.ids[: text.start]
         for places, batch in lm.batches([(*prompts[n], *said[n]) for n in open_]):
             rows = torch.arange(len(places), device=lm.device)
@@ -151,7 +151,7 @@ class TokenChance:
 @torch.no_grad()
 def next_tokens(lm: LanguageModel, prompt: str, count: int = 10) -> tuple[TokenChance, ...]:
     """The most likely next tokens after a prompt."""
-    batch = lm.batch([encode(lm.tokenizer, prompt)])
+    batch = lm.batch([lm.coder.encode(prompt)])
     best = lm.logits_at(batch, torch.tensor([0]), batch.lengths.cpu() - 1)[0].softmax(-1).topk(count)
     pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple(TokenChance(str(lm.tokenizer.decode([token])), chance) for token, chance in pairs)
@@ -181,7 +181,7 @@ def text_perplexities(lm: LanguageModel, texts: Sequence[str], terms: str = "T-1
 @torch.no_grad()
 def generate(lm: LanguageModel, prompt: str, tokens: int = 30) -> str:
     """Greedy continuation of a prompt (the most likely token each time), prompt excluded."""
-    ids = torch.tensor([encode(lm.tokenizer, prompt)], device=lm.device)
+    ids = torch.tensor([lm.coder.encode(prompt)], device=lm.device)
     room = max(0, min(tokens, lm.context - ids.shape[1]))
     if room == 0:
         return ""

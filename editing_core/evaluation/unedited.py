@@ -22,6 +22,7 @@ from editing_core.conventions import Conventions
 from editing_core.errors import BadRequest
 from editing_core.files import whole
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.tokens import PLAIN
 
 VERSION = 1  # of how things are measured: raised when numbers change, so that older ones are not found
 IN_MEMORY, ON_DISK = 32, 256 * 2**20
@@ -96,6 +97,8 @@ IN_THIS_PROCESS = Unedited()
 
 
 def _key(lm: LanguageModel, conventions: Conventions, asked: Sequence[Any]) -> str:
-    model = [lm.name, lm.revision, str(lm.model.dtype), lm.device.type]
-    text = json.dumps([VERSION, model, asdict(conventions), asked], sort_keys=True)
+    model: list[Any] = [lm.name, lm.revision, str(lm.model.dtype), lm.device.type]
+    model += [] if lm.frame == PLAIN else [asdict(lm.frame)]
+    switches = {name: value for name, value in asdict(conventions).items() if name != "chat"}  # the frame tells it
+    text = json.dumps([VERSION, model, switches, asked], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -92,7 +92,9 @@ def _versions(text: str) -> dict[str, str]:
 def origin_of(run: RunResult) -> Origin:
     """Of the edit of a run."""
     editor = " with ".join(filter(None, (run.plan.editor, run.plan.assist.name)))
-    return Origin(run.model, run.revision, editor, run.requests, run.versions, run.created)
+    chat = run.plan.conventions.chat
+    note = "" if chat == "none" else f"Prompts stood in the model's chat template, as a {chat}."
+    return Origin(run.model, run.revision, editor, run.requests, run.versions, run.created, note)
 
 
 def described(run: RunResult) -> WeightDelta:

@@ -51,6 +51,13 @@ CATALOG = {
         CatalogRow("gpt-j-6b", "EleutherAI/gpt-j-6b", 6.05e9, "the papers' middle model", depth=28),
         CatalogRow("llama-2-7b", "meta-llama/Llama-2-7b-hf", 6.74e9, "asks for a licence on the hub", depth=32),
         CatalogRow("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B", 494e6, "modern and small", depth=24),
+        CatalogRow(
+            "qwen2.5-0.5b-instruct",
+            "Qwen/Qwen2.5-0.5B-Instruct",
+            494e6,
+            "instruct: choose a chat template",
+            depth=24,
+        ),
         CatalogRow("qwen3-0.6b-base", "Qwen/Qwen3-0.6B-Base", 596e6, "modern and small", depth=28),
     )
 }

@@ -7,6 +7,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
 from pathlib import Path
@@ -27,9 +28,10 @@ from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
 from editing_core.models import memory, selftest
 from editing_core.models.architectures import Architecture, window_of
 from editing_core.models.catalog import alphabet_of, source_of
+from editing_core.models.chat import frame_of
 from editing_core.models.delta import edits_on
 from editing_core.models.hooks import answering, only_at
-from editing_core.models.tokens import Batch, pad, runs
+from editing_core.models.tokens import PLAIN, Batch, Coder, Frame, pad, runs
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
 P = ParamSpec("P")
@@ -51,6 +53,7 @@ class LanguageModel:
     lock: threading.RLock = field(default_factory=threading.RLock, repr=False)
     divisor: int = 1  # how often forwards were halved because memory ran out
     source: str = ""  # folder or hub id the weights came from; empty where they came from neither
+    frame: Frame = PLAIN  # what stands around prompts
 
     def __post_init__(self) -> None:
         self.architecture = Architecture.of(self.model.config)
@@ -97,6 +100,20 @@ class LanguageModel:
         lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name), source=place)
         lm.verify()
         return lm
+
+    def framed(self, chat: str) -> "LanguageModel":
+        """The same model and lock, reading prompts in its chat template, see `chat.frame_of`. "none": as they are."""
+        frame = frame_of(self.tokenizer, chat, self.name)
+        if frame == self.frame:
+            return self
+        view = copy(self)  # not made anew: somebody may be training its weights
+        view.frame = frame
+        return view
+
+    @property
+    def coder(self) -> Coder:
+        """Prompts as tokens, with what stands around them. Texts that are no prompts go to the tokenizer itself."""
+        return Coder(self.tokenizer, self.frame)
 
     @property
     def device(self) -> torch.device:

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from editing_core.errors import ModelUnavailable
 from editing_core.models.hooks import steering, watching
 from editing_core.models.norms import gain_of
-from editing_core.models.tokens import subject_last
+from editing_core.models.slots import NUMBERS, matrix_shape
+from editing_core.models.tokens import Coder
 
 if TYPE_CHECKING:
     from editing_core.models.language_model import LanguageModel
@@ -30,7 +31,7 @@ def check(lm: "LanguageModel") -> None:
 
 
 def check_parts(lm: "LanguageModel") -> None:
-    """Every module the row names is there, and down-projections have plain weights."""
+    """Every module the row names is there, and down-projections are linear layers."""
     names, modules = lm.architecture, dict(lm.model.named_modules())
     for layer in range(lm.layers):
         wanted = (names.attention_out_of, names.mlp_of, names.down, names.mlp_norm_of)
@@ -41,12 +42,13 @@ def check_parts(lm: "LanguageModel") -> None:
                 "it cannot be edited with this version, choose another model."
             )
         down = modules[names.down(layer)]
-        weight = getattr(down, "weight", None)
-        plain = isinstance(down, nn.Linear | Conv1D) and isinstance(weight, Tensor) and weight.is_floating_point()
-        if not plain or weight is None or weight.dim() != 2:
+        matrix = matrix_shape(down)
+        # A layer of torch itself reads plain weights only; packed ones have layers of their own.
+        own = type(down) in (nn.Linear, Conv1D) and isinstance(down.weight, Tensor)
+        if matrix is None or (own and down.weight.dtype not in NUMBERS):
             raise ModelUnavailable(
-                f"{lm.name} keeps {names.down(layer)} as {type(down).__name__} and not as a plain weight matrix, so "
-                "only an adapter would work there; choose a checkpoint that is not quantised."
+                f"{lm.name} keeps {names.down(layer)} as {type(down).__name__} and not as a plain or packed weight "
+                "matrix, which an edit needs; choose another checkpoint."
             )
 
 
@@ -101,7 +103,7 @@ def check_subjects(lm: "LanguageModel") -> None:
             f"{lm.name} has a tokenizer that does not tell where in a text its tokens stand, so no subject can be "
             "found; choose a model with a tokenizer.json."
         )
-    last = subject_last(tokenizer, TEMPLATE, SUBJECT)
+    last = Coder(tokenizer).subject_last(TEMPLATE, SUBJECT)
     ids = list(tokenizer(TEMPLATE.replace("{}", SUBJECT))["input_ids"])
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         return  # a small vocabulary, whose texts do not come back whole

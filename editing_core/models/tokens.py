@@ -43,26 +43,98 @@ class Continuation:
         return range(self.start - 1, len(self.ids) - 1)
 
 
-def continuation(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, objects: str = "joined") -> Continuation:
-    """Encode `prompt + " " + answer`; the object starts where the prompt's own encoding ends.
+@dataclass(frozen=True)
+class Frame:
+    """What a model reads around a prompt: nothing, or the parts of a chat template (see `chat`).
 
-    objects "alone": as the published code does, see `_alone`.
+    head, tail: before and behind the prompt. joint: between that and an object. special: whether the tokenizer adds
+    its special tokens; a template has its own.
     """
-    return continuations(tokenizer, [(prompt, answer)], objects)[0]
+
+    head: str = ""
+    tail: str = ""
+    joint: str = " "
+    special: bool = True
+
+    def around(self, prompt: str) -> str:
+        """The prompt in its place."""
+        return f"{self.head}{prompt}{self.tail}"
 
 
-def continuations(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[str, str]], objects: str = "joined"
-) -> list[Continuation]:
-    """As `continuation`, of many (prompt, answer) at once: the tokenizer is called twice and not for each."""
-    if objects == "alone":
-        return [_alone(tokenizer, prompt, answer) for prompt, answer in pairs]
-    if not pairs:
-        return []
-    prompts = {prompt: prompt.rstrip(" ") for prompt, _ in pairs}
-    bases = dict(zip(prompts, tokenizer(list(prompts.values()))["input_ids"], strict=True))
-    fulls = tokenizer([f"{prompts[prompt]} {answer}" for prompt, answer in pairs])["input_ids"]
-    return [_continued(bases[prompt], full) for (prompt, _), full in zip(pairs, fulls, strict=True)]
+PLAIN = Frame()
+
+
+@dataclass(frozen=True, eq=False)
+class Coder:
+    """Prompts, with what stands around them, as tokens."""
+
+    tokenizer: PreTrainedTokenizerBase
+    frame: Frame = PLAIN
+
+    @property
+    def extra(self) -> int:
+        """How many tokens the frame adds to a text."""
+        return 0 if self.frame == PLAIN else len(self.encode(""))
+
+    def encode(self, prompt: str) -> tuple[int, ...]:
+        """Ids of a prompt with the model's usual special tokens."""
+        return self._ids([self.frame.around(prompt.rstrip(" "))])[0]
+
+    def opening(self, prefix: str) -> tuple[int, ...]:
+        """Ids of what prompts with this prefix begin with, up to a token at its end; empty where that is nothing."""
+        text = f"{self.frame.head}{prefix}".rstrip(" ")
+        return self._ids([text])[0] if text else ()
+
+    def continuation(self, prompt: str, answer: str, objects: str = "joined") -> Continuation:
+        """Encode the prompt with `answer` behind it; the object starts where the prompt's own encoding ends.
+
+        objects "alone": as the published code does, see `_alone`.
+        """
+        return self.continuations([(prompt, answer)], objects)[0]
+
+    def continuations(self, pairs: Sequence[tuple[str, str]], objects: str = "joined") -> list[Continuation]:
+        """As `continuation`, of many (prompt, answer) at once: the tokenizer is called twice and not for each."""
+        if objects == "alone":
+            return [self._alone(prompt, answer) for prompt, answer in pairs]
+        if not pairs:
+            return []
+        prompts = {prompt: self.frame.around(prompt.rstrip(" ")) for prompt, _ in pairs}
+        bases = dict(zip(prompts, self._ids(list(prompts.values())), strict=True))
+        fulls = self._ids([f"{prompts[prompt]}{self.frame.joint}{answer}" for prompt, answer in pairs])
+        return [_continued(bases[prompt], full) for (prompt, _), full in zip(pairs, fulls, strict=True)]
+
+    def subject_last(self, template: str, subject: str) -> int:
+        """Index of the subject's last token when `subject` fills the one `{}` of `template`."""
+        return self.last_token(template.replace("{}", subject), template.index("{}") + len(subject))
+
+    def last_token(self, prompt: str, end: int) -> int:
+        """Index of the token that covers the prompt's character before `end` (one past the subject's last)."""
+        end += len(self.frame.head)
+        offsets = [place for place, _ in self.places(prompt)]
+        covering = [t for t, (start, stop) in enumerate(offsets) if start < end <= stop]
+        return covering[-1] if covering else max(t for t, (_, stop) in enumerate(offsets) if 0 < stop <= end)
+
+    def places(self, prompt: str) -> list[tuple[tuple[int, int], str]]:
+        """Per token of a prompt where it stands, frame included, and the text there."""
+        text = self.frame.around(prompt)
+        coded = self.tokenizer(text, return_offsets_mapping=True, add_special_tokens=self.frame.special)
+        return [((start, stop), text[start:stop]) for start, stop in coded["offset_mapping"]]
+
+    def _ids(self, texts: list[str]) -> list[tuple[int, ...]]:
+        return [tuple(ids) for ids in self.tokenizer(texts, add_special_tokens=self.frame.special)["input_ids"]]
+
+    def _alone(self, prompt: str, answer: str) -> Continuation:
+        """The object's ids from encoding " answer" alone, its labels on the last positions of the text.
+
+        On SentencePiece tokenizers this makes a stray space token the first label, one position too early.
+        """
+        ids = list(self.tokenizer(f"{self.frame.joint}{answer}", add_special_tokens=False)["input_ids"])
+        if len(ids) > 1 and ids[0] in (self.tokenizer.bos_token_id, self.tokenizer.unk_token_id):
+            ids = ids[1:]
+        inputs = self._ids([self.frame.around(prompt) + str(self.tokenizer.decode(ids[:-1]))])[0]
+        ids = ids[-len(inputs) :]  # a row too short for all labels has places for the last ones only
+        start = len(inputs) + 1 - len(ids)
+        return Continuation((*inputs[:start], *ids), start, inputs)
 
 
 def _continued(base: Sequence[int], full: Sequence[int]) -> Continuation:
@@ -71,38 +143,6 @@ def _continued(base: Sequence[int], full: Sequence[int]) -> Continuation:
     while start < min(len(base), len(full) - 1) and base[start] == full[start]:
         start += 1
     return Continuation(tuple(full), max(1, start))
-
-
-def _alone(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> Continuation:
-    """The object's ids from encoding " answer" alone, its labels on the last positions of the text.
-
-    On SentencePiece tokenizers this makes a stray space token the first label, one position too early.
-    """
-    ids = list(tokenizer(f" {answer}", add_special_tokens=False)["input_ids"])
-    if len(ids) > 1 and ids[0] in (tokenizer.bos_token_id, tokenizer.unk_token_id):
-        ids = ids[1:]
-    inputs = tokenizer(prompt + str(tokenizer.decode(ids[:-1])))["input_ids"]
-    ids = ids[-len(inputs) :]  # a row too short for all labels has places for the last ones only
-    start = len(inputs) + 1 - len(ids)
-    return Continuation((*inputs[:start], *ids), start, tuple(inputs))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str) -> tuple[int, ...]:
-    """Ids of a prompt with the model's usual special tokens."""
-    return tuple(tokenizer(prompt.rstrip(" "))["input_ids"])
-
-
-def last_token_of(tokenizer: PreTrainedTokenizerBase, text: str, end: int) -> int:
-    """Index of the token that covers the character before `end` (one past the subject's last)."""
-    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    covering = [t for t, (start, stop) in enumerate(offsets) if start < end <= stop]
-    return covering[-1] if covering else max(t for t, (_, stop) in enumerate(offsets) if 0 < stop <= end)
-
-
-def subject_last(tokenizer: PreTrainedTokenizerBase, template: str, subject: str) -> int:
-    """Index of the subject's last token when `subject` fills the one `{}` of `template`."""
-    end = template.index("{}") + len(subject)
-    return last_token_of(tokenizer, template.replace("{}", subject), end)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
 from editing_core.models.hooks import steering
 from editing_core.models.norms import at_down
-from editing_core.models.tokens import continuation, subject_last
 from editing_core.registry import EDITORS
 from editing_core.types import EditRequest, Probe
 from tests.conftest import DISTINCT, bit_equal, each_of, snapshot, tiny_model
@@ -85,8 +84,8 @@ def token_losses(lm, rows, site=None, shift=None):
     """Per row the NLL of every answer token, each row in a plain forward of its own, `shift` at its own subject."""
     found = []
     for template, subject, answer in rows:
-        text = continuation(lm.tokenizer, template.replace("{}", subject), answer)
-        at = subject_last(lm.tokenizer, template, subject)
+        text = lm.coder.continuation(template.replace("{}", subject), answer)
+        at = lm.coder.subject_last(template, subject)
 
         def change(state, at=at):
             there = torch.arange(state.shape[1])[None, :, None] == at
@@ -167,7 +166,7 @@ def test_every_row_is_shifted_at_its_own_subject_and_nowhere_else(tiny_lm, aided
     while number < len(scenes):
         record = int((found.shifts[site] - shifts[-1][site][number]).norm(dim=-1).argmin())
         for template, subject, _ in rows.pop(record):
-            assert scenes[number].shifted == subject_last(tiny_lm.tokenizer, template, subject)
+            assert scenes[number].shifted == tiny_lm.coder.subject_last(template, subject)
             torch.testing.assert_close(shifts[-1][site][number], found.shifts[site][record])
             number += 1
         torch.testing.assert_close(shifts[-1][site][number], found.shifts[site][record])

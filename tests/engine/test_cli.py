@@ -284,7 +284,7 @@ def test_bench_writes_tables(capsys, tmp_path):
         (edit(new="   "), "The new object is empty"),
         (edit(old="guitar"), "The new object 'guitar' equals the old one"),
         (edit(new="piano"), "The new object 'piano' equals the old one"),  # what the model says anyway
-        (edit(model="pocket-gpt"), "Unknown model 'pocket-gpt'. Did you mean 'pocket-gpt2'?"),
+        (edit(model="pocket-gpt22"), "Unknown model 'pocket-gpt22'. Did you mean 'pocket-gpt2'?"),
         (edit(editor="memitt"), "Unknown editor 'memitt'. Did you mean 'memit'?"),
         (["edit", "--example", "no-such"], "Unknown example 'no-such'"),
         (["edit", "--example", "0"], "Unknown example '0'"),

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from editing_core.editors.steps.contexts import STARTERS, Contexts, draw_prefixed
-from editing_core.models.tokens import encode
 
 
 def test_same_seed_same_texts(tiny_lm):
@@ -28,7 +27,7 @@ def test_counts_starters_and_form(pocket):
         assert text.endswith(". {}")
         assert text.count("{}") == 1
         assert "\n" not in text
-    tokens = [len(encode(pocket.tokenizer, text.removesuffix(". {}"))) for text in texts]
+    tokens = [len(pocket.coder.encode(text.removesuffix(". {}"))) for text in texts]
     assert max(tokens[:10]) < max(tokens[10:])
 
 

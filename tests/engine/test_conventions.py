@@ -21,7 +21,7 @@ from editing_core.evaluation.metrics import summarize
 from editing_core.evaluation.scoring import free_choices, score_objects, text_perplexities
 from editing_core.evaluation.unedited import Unedited
 from editing_core.models.delta import WeightDelta
-from editing_core.models.tokens import continuation, encode
+from editing_core.models.tokens import Coder
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
@@ -40,8 +40,8 @@ UNEVEN = [
 def test_clean_is_the_first_choice_of_every_switch_and_faithful_the_second():
     for f in fields(Conventions):
         first, second = f.metadata["choices"][:2]
-        # The paper's code counts tokens given those before, as we do.
-        published = first if f.name == "accuracy" else second
+        # The paper's code counts tokens given those before, as we do, and knows no chat templates.
+        published = first if f.name in ("accuracy", "chat") else second
         assert (getattr(CLEAN, f.name), getattr(FAITHFUL, f.name)) == (first, published)
     assert CONVENTIONS == {"clean": CLEAN, "faithful": FAITHFUL}
 
@@ -51,12 +51,12 @@ def logps(lm, pairs, groups=None):
 
 
 def lengths(pairs):
-    return torch.tensor([len(continuation(pocket_tokenizer(), *pair).inputs) for pair in pairs])
+    return torch.tensor([len(Coder(pocket_tokenizer()).continuation(*pair).inputs) for pair in pairs])
 
 
 @torch.no_grad()
 def test_left_padding_is_what_the_library_does_without_position_ids(tiny_lm):
-    texts = [continuation(tiny_lm.tokenizer, *pair) for pair in UNEVEN]
+    texts = [tiny_lm.coder.continuation(*pair) for pair in UNEVEN]
     width = max(len(t.inputs) for t in texts)
     ids = torch.tensor([[0] * (width - len(t.inputs)) + list(t.inputs) for t in texts])
     mask = torch.tensor([[0] * (width - len(t.inputs)) + [1] * len(t.inputs) for t in texts])
@@ -117,7 +117,7 @@ WORDS = ["London", "the United States", "New York City", "1999", "a"]
 @pytest.mark.parametrize("prompt", ["Mary Walker was born in", "The capital of France is", "Find it: the"])
 @pytest.mark.parametrize("answer", WORDS)
 def test_objects_alone_and_joined_agree_where_spaces_belong_to_tokens(prompt, answer):
-    joined, alone = (continuation(pocket_tokenizer(), prompt, answer, objects) for objects in ("joined", "alone"))
+    joined, alone = (Coder(pocket_tokenizer()).continuation(prompt, answer, objects) for objects in ("joined", "alone"))
     assert alone.inputs == joined.inputs
     assert alone.object_ids == joined.object_ids
     assert alone.positions == joined.positions
@@ -153,7 +153,7 @@ def test_an_object_alone_brings_a_stray_space_one_position_too_early(bos):
     tokenizer, n = sentencepiece(bos=bos), int(bos)
     prompt = ["<s>"][:n] + PIECES[:4]
     for answer, pieces in (("London", ["▁London"]), ("New York", ["▁New", "▁York"])):
-        joined, alone = (continuation(tokenizer, "Mary was born in", answer, o) for o in ("joined", "alone"))
+        joined, alone = (Coder(tokenizer).continuation("Mary was born in", answer, o) for o in ("joined", "alone"))
         first = 3 + n  # the prompt's last token, which is to predict the object
         assert told(tokenizer, joined) == (prompt + pieces[:-1], {first + i: p for i, p in enumerate(pieces)})
         assert told(tokenizer, alone) == (
@@ -164,12 +164,12 @@ def test_an_object_alone_brings_a_stray_space_one_position_too_early(bos):
 
 def test_an_unknown_first_token_of_an_object_alone_is_dropped():
     tokenizer = sentencepiece(stray=False)
-    joined, alone = (continuation(tokenizer, "Mary was born in", "London", o) for o in ("joined", "alone"))
+    joined, alone = (Coder(tokenizer).continuation("Mary was born in", "London", o) for o in ("joined", "alone"))
     assert told(tokenizer, alone) == told(tokenizer, joined)
 
 
 def test_no_label_of_an_object_alone_stands_before_the_text():
-    text = continuation(sentencepiece(bos=False), "Mary", "London", "alone")
+    text = Coder(sentencepiece(bos=False)).continuation("Mary", "London", "alone")
     assert min(text.positions) >= 0
 
 
@@ -222,7 +222,7 @@ def test_answers_to_keep_are_those_of_the_data_or_of_the_model_before_the_edit(p
     first, second = OWN.prepared(pocket, [known, other])
     assert first == known
     said = [n.answer for n in second.neighbors]
-    pieces = len(continuation(pocket.tokenizer, "It is the", "elephant").object_ids)
+    pieces = len(pocket.coder.continuation("It is the", "elephant").object_ids)
     for answer, own in zip(answers, said, strict=True):
         assert own.split()[0] == answer if pieces > 1 else own == answer
     assert replace(second, neighbors=other.neighbors) == other, "more than the neighbors' answers was changed"
@@ -331,7 +331,7 @@ def test_what_is_said_freely_is_the_greedy_continuation(tiny_lm):
 
 
 def _greedy(lm, prompt, count):
-    ids = list(encode(lm.tokenizer, prompt))
+    ids = list(lm.coder.encode(prompt))
     for _ in range(count):
         batch = lm.batch([ids])
         ids.append(int(lm.logits_at(batch, torch.tensor([0]), batch.lengths - 1).argmax()))

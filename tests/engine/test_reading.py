@@ -62,7 +62,7 @@ def test_scores_do_not_depend_on_what_is_shared(lm, shared):  # noqa: ARG001
     pairs = list(zip(prompts, ["London", "the city of Rome", "Rome", "France"], strict=True))
     with torch.no_grad():
         for score, (prompt, answer) in zip(score_objects(lm, pairs), pairs, strict=True):
-            text = tokens.continuation(lm.tokenizer, prompt, answer)
+            text = lm.coder.continuation(prompt, answer)
             logits = lm.model(input_ids=torch.tensor([text.ids])).logits[0, list(text.positions)].double()
             own = logits.log_softmax(-1)[range(len(text.object_ids)), text.object_ids]
             assert score.logp == pytest.approx(float(own.mean()), abs=1e-6)

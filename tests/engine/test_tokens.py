@@ -11,7 +11,7 @@ from editing_core.errors import OutOfMemory
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
 from editing_core.models import memory
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.tokens import FORWARD_COST, continuation, encode, last_token_of, pad, runs, subject_last
+from editing_core.models.tokens import FORWARD_COST, Coder, pad, runs
 from tests.conftest import pocket_tokenizer
 
 PROMPTS = ["Mary Walker was born in", "The capital of France is ", "St. John's, N.F., is in", '"Hello," she said. The']
@@ -44,7 +44,7 @@ WORDS = st.lists(
 @pytest.mark.parametrize("answer", ["London", "the United States", "1999", "New York City, N.Y."])
 def test_continuation_reconstructs_the_ids(prompt, answer):
     tokenizer = pocket_tokenizer()
-    text = continuation(tokenizer, prompt, answer)
+    text = Coder(tokenizer).continuation(prompt, answer)
     whole = tokenizer(f"{prompt.rstrip(' ')} {answer}")["input_ids"]
     assert list(text.ids) == whole
     assert list(text.ids[: text.start]) == tokenizer(prompt.rstrip(" "))["input_ids"]
@@ -56,7 +56,7 @@ def test_continuation_reconstructs_the_ids(prompt, answer):
 @settings(max_examples=60, deadline=None)
 @given(prompt=WORDS, answer=WORDS)
 def test_continuation_always_has_an_object(prompt, answer):
-    text = continuation(pocket_tokenizer(), " ".join(prompt), " ".join(answer))
+    text = Coder(pocket_tokenizer()).continuation(" ".join(prompt), " ".join(answer))
     assert len(text.object_ids) == len(text.positions) >= 1
     assert text.start >= 1
     assert [text.ids[at + 1] for at in text.positions] == list(text.object_ids)
@@ -71,7 +71,7 @@ def counted(template: str, subject: str) -> int:
 @pytest.mark.parametrize("subject", SUBJECTS)
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_subject_last_agrees_with_counting(template, subject):
-    assert subject_last(pocket_tokenizer(), template, subject) == counted(template, subject)
+    assert Coder(pocket_tokenizer()).subject_last(template, subject) == counted(template, subject)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -80,7 +80,7 @@ def test_subject_last_covers_the_last_character(subject):
     text = template.replace("{}", subject)
     end = template.index("{}") + len(subject)
     start, stop = tokenizer(text, return_offsets_mapping=True)["offset_mapping"][
-        subject_last(tokenizer, template, subject)
+        Coder(tokenizer).subject_last(template, subject)
     ]
     assert start < end <= stop
 
@@ -88,8 +88,8 @@ def test_subject_last_covers_the_last_character(subject):
 def test_subject_last_takes_the_place_not_the_first_occurrence():
     tokenizer = pocket_tokenizer()
     template = "Mary was a friend of {} and"
-    assert subject_last(tokenizer, template, "Mary") == counted(template, "Mary") > 0
-    assert last_token_of(tokenizer, "Mary", 4) == len(encode(tokenizer, "Mary")) - 1
+    assert Coder(tokenizer).subject_last(template, "Mary") == counted(template, "Mary") > 0
+    assert Coder(tokenizer).last_token("Mary", 4) == len(Coder(tokenizer).encode("Mary")) - 1
 
 
 def test_pad():
@@ -121,7 +121,7 @@ def test_scores_do_not_depend_on_the_batch(tiny_lm):
 @torch.no_grad()
 def test_score_is_the_mean_log_probability(tiny_lm):
     prompt, answer = PAIRS[1]
-    text = continuation(tiny_lm.tokenizer, prompt, answer)
+    text = tiny_lm.coder.continuation(prompt, answer)
     logp = tiny_lm.model(torch.tensor([text.ids])).logits[0].double().log_softmax(-1)
     expected = [float(logp[at, text.ids[at + 1]]) for at in text.positions]
     (score,) = score_objects(tiny_lm, [(prompt, answer)])
@@ -169,7 +169,7 @@ def test_next_tokens_agree_with_generation(tiny_lm):
 def test_generation_stops_at_the_end_of_the_context(tiny_lm):
     long = "river " * (tiny_lm.context + 10)
     words = long.split()
-    while len(encode(tiny_lm.tokenizer, " ".join(words))) > tiny_lm.context:
+    while len(tiny_lm.coder.encode(" ".join(words))) > tiny_lm.context:
         words.pop()
     assert generate(tiny_lm, " ".join(words)) == ""
 

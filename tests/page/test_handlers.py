@@ -13,6 +13,7 @@ from gradio_client import Client
 
 import app
 from components import edit_form, header, progress_view, result_html, result_view, runs_view
+from components.edit_form import Asking
 from components.files import Files
 from components.jobs import Jobs
 from components.run_store import RunStore, StoredRun
@@ -197,17 +198,18 @@ def test_neighbors_stand_as_the_model_and_the_assistance_have_it(pocket):
     form = SimpleNamespace(neighbors="neighbors", facts="facts", together="together", standing="standing")
     known, unknown = ["Birthplace of Bernard Cornwell:", "London", "Bernard Cornwell"], ["It lies in", "Rome", ""]
     values = {"neighbors": [known, unknown, [*known[:2], ""]], "facts": (), "together": True}
-    shown = edit_form.stand(pocket, values, form, Assist(), 0)["standing"]
+    shown = edit_form.stand(pocket, values, form, Asking())["standing"]
     assert shown.count("known") == 3
     assert "assists" not in shown
-    shown = edit_form.stand(pocket, values, form, Assist(neighbors="na"), 0)["standing"]
+    shown = edit_form.stand(pocket, values, form, Asking(Assist(neighbors="na")))["standing"]
     first, second, third = shown.split("<li>")[1:4]
     assert "assists the edit" in first
     assert "not known now" in second
     assert "enter the subject" in third
-    alone = edit_form.stand(pocket, {**values, "neighbors": [unknown]}, form, Assist(neighbors="na"), 0)["standing"]
+    assisted, only = Asking(Assist(neighbors="na")), {**values, "neighbors": [unknown]}
+    alone = edit_form.stand(pocket, only, form, assisted)["standing"]
     assert "No neighbor assists" in alone
-    half = edit_form.stand(pocket, {**values, "neighbors": [["a prompt", "", ""]]}, form, Assist(), 0)["standing"]
+    half = edit_form.stand(pocket, {**values, "neighbors": [["a prompt", "", ""]]}, form, Asking())["standing"]
     assert "is empty" in half
 
 
@@ -272,7 +274,7 @@ def test_a_case_of_a_model_that_is_not_on_offer_leaves_the_page_as_it_is(tab, ru
 
 def test_a_public_page_offers_no_model_that_fills_its_host():
     with gr.Blocks():
-        assert header.build(200e6).names == ("pocket-gpt2", "gpt2")
+        assert header.build(200e6).names == ("pocket-gpt2", "pocket-llama", "pocket-gptj", "gpt2")
         assert "gpt-j-6b" in header.build().names
 
 

@@ -55,6 +55,7 @@ def held(panel, line=None, **more):
         view.first: [],
         view.second: [],
         view.prompts: "",
+        panel.edit.settings.chat: "none",
     }
     own = {panel.edit.stack: line or Timeline(), panel.edit.made: "", panel.edit.header.model: "pocket-gpt2"}
     return {

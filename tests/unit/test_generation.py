@@ -7,7 +7,6 @@ from editing_core.evaluation import generation
 from editing_core.evaluation.consistency import References, consistency
 from editing_core.evaluation.fluency import fluency
 from editing_core.evaluation.generation import TOP_K, generation_metrics, sample_texts
-from editing_core.models.tokens import encode
 from editing_core.types import EditRequest
 from tests.conftest import CONTEXT, bit_equal, snapshot, tiny_model
 
@@ -104,7 +103,7 @@ def test_the_published_length_is_the_default(lm, rows):
 
 
 def test_a_prompt_that_is_long_enough_is_left_as_it_is(lm, rows):
-    size = len(encode(lm.tokenizer, PROMPTS[1]))
+    size = len(lm.coder.encode(PROMPTS[1]))
     assert sample_texts(lm, PROMPTS[1:2], length=size) == [PROMPTS[1]]
     assert sample_texts(lm, PROMPTS[1:2], length=size - 1) == [PROMPTS[1]]
     assert rows == []
@@ -114,7 +113,7 @@ def test_a_prompt_that_is_long_enough_is_left_as_it_is(lm, rows):
 
 
 def test_prompts_of_equal_length_run_together_without_padding(lm, rows, monkeypatch):
-    sizes = [len(encode(lm.tokenizer, prompt)) for prompt in PROMPTS]
+    sizes = [len(lm.coder.encode(prompt)) for prompt in PROMPTS]
     monkeypatch.setattr(generation, "PROMPTS_PER_FORWARD", 2)
     sample_texts(lm, [*PROMPTS, *PROMPTS[:1] * 2], length=12)
     counts = {size: sizes.count(size) + 2 * (size == sizes[0]) for size in set(sizes)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import encode
+from editing_core.models.tokens import Coder
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
 TOP_K = 5
@@ -43,8 +43,8 @@ class Contexts:
 
     def openings(self, lm: LanguageModel, facts: int) -> tuple[tuple[int, ...], ...]:
         """Token ids of every prefix that several facts share; of one fact alone nothing is shared."""
-        prefixes = [self.prefix(number) if facts > 1 else "" for number in range(len(self))]
-        return tuple(encode(lm.tokenizer, prefix) if prefix else () for prefix in prefixes)
+        prefixes = [self.prefix(number) for number in range(len(self))]
+        return tuple(lm.coder.opening(prefix) if facts > 1 else () for prefix in prefixes)
 
     @staticmethod
     def flat(prefixed: tuple[str, ...]) -> "Contexts":
@@ -68,8 +68,9 @@ def draw_prefixed(lm: LanguageModel, lengths: tuple[tuple[int, int], ...], seed:
     """
     generator = torch.Generator().manual_seed(seed)
     out: list[str] = []
+    plain = Coder(lm.tokenizer)  # a prefix is ordinary text, whatever stands around prompts
     for length, count in lengths:
-        starters = [encode(lm.tokenizer, STARTERS[i % len(STARTERS)]) for i in range(count)]
+        starters = [plain.encode(STARTERS[i % len(STARTERS)]) for i in range(count)]
         out += [f"{_clean(text)}. {{}}" for text in _sample(lm, starters, length, generator)]
     return tuple(out)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.models.hooks import stopping_after, watching
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import subject_last
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +34,9 @@ class SubjectRows:
         for prompt, subject in places:
             for number in range(len(contexts)):
                 template = contexts.prefix(number) + prompt
-                last = subject_last(lm.tokenizer, template, subject)
-                ids = lm.tokenizer(template.replace("{}", subject))["input_ids"]
-                rows.append(tuple(ids[: last + 1]))
+                last = lm.coder.subject_last(template, subject)
+                ids = lm.coder.encode(template.replace("{}", subject))
+                rows.append(ids[: last + 1])
         return SubjectRows(tuple(rows), len(contexts), contexts.openings(lm, len(places)))
 
 

@@ -17,7 +17,6 @@ from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.past import Openings
 from editing_core.models.reading import read
 from editing_core.models.replay import Scene
-from editing_core.models.tokens import continuation, encode, subject_last
 from editing_core.types import EditRequest
 
 KL_TEMPLATE = "{} is a"
@@ -96,15 +95,15 @@ class Objective:
         return 1 / (n + w * neighbors), w / (n + w * neighbors)
 
     def _row(self, lm: LanguageModel, template: str, subject: str, answer: str, record: int) -> Row:
-        text = continuation(lm.tokenizer, template.replace("{}", subject), answer, self.objects)
-        at = subject_last(lm.tokenizer, template, subject)
+        text = lm.coder.continuation(template.replace("{}", subject), answer, self.objects)
+        at = lm.coder.subject_last(template, subject)
         return Row(text.inputs, record, at, tuple(text.positions), text.object_ids)
 
 
 def kl_row(lm: LanguageModel, request: EditRequest, record: int) -> Row:
     """The subject alone, as it stands in "SUBJECT is a"."""
-    last = subject_last(lm.tokenizer, KL_TEMPLATE, request.subject)
-    ids = encode(lm.tokenizer, KL_TEMPLATE.replace("{}", request.subject))[: last + 1]
+    last = lm.coder.subject_last(KL_TEMPLATE, request.subject)
+    ids = lm.coder.encode(KL_TEMPLATE.replace("{}", request.subject))[: last + 1]
     return Row(ids, record, last)
 
 

@@ -9,7 +9,6 @@ from torch.nn.functional import cross_entropy
 
 from editing_core.editors.steps.examples import Augmentation, Example
 from editing_core.models.language_model import LanguageModel, fitted
-from editing_core.models.tokens import continuation
 
 LONGEST = 256  # tokens of a text, as in the published code
 
@@ -54,7 +53,7 @@ class Item:
 
 def token_row(lm: LanguageModel, example: Example, answer: str, rule: Labels) -> TokenRow:
     """The example with an answer, its own or the rejected one, as ids and labels."""
-    text = continuation(lm.tokenizer, example.prompt, answer, rule.objects)
+    text = lm.coder.continuation(example.prompt, answer, rule.objects)
     full = (*text.inputs, text.ids[-1])
     start = len(full) - len(text.object_ids)
     if rule.rule == "last":  # every token of the answer is asked of the prompt's last position
