@@ -16,7 +16,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from components import export_view, header, progress_view, stack_panel, takeaway, visitor
+from components import export_view, header, progress_view, stack_panel, takeaway, visitor, zerogpu
 from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
 from components.export_view import ExportView
@@ -73,11 +73,14 @@ def build(host: ModelHost | None = None) -> gr.Blocks:
 
 def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
     """The page with its tabs. desk: the stored runs, by default all of this machine's."""
-    host, desk, store = host or ModelHost(), desk or Desk(paths.runs()), CovarianceStore()
+    lending, store = zerogpu.spaces(), CovarianceStore()
+    host, desk = host or ModelHost(device="cpu" if lending else None), desk or Desk(paths.runs())
+    gpu = zerogpu.ZeroGPU(lending, host, store) if lending else None
+    largest = zerogpu.LARGEST if gpu else desk.limits.parameters if desk.limits else None
     kept = (600, 3600) if desk.public else (3600, 86400)  # seconds: how often to look, and how old files may be
     with gr.Blocks(title="EditScope", analytics_enabled=False, delete_cache=kept, fill_width=True) as page:
-        top, who = header.build(desk.limits.parameters if desk.limits else None), visitor.build()
-        edit = EditTab(host, store, top, jobs=Jobs(PATIENCE if desk.public else None))
+        top, who = header.build(largest), visitor.build()
+        edit = EditTab(host, store, top, jobs=Jobs(PATIENCE if desk.public else None), gpu=gpu)
         ladder, stack, take, export = Ladder(edit), StackPanel(edit), Takeaway(edit), ExportView(edit, desk.public)
         bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
         with gr.Tabs(selected="edit") as tabs:
@@ -89,6 +92,8 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
                     export.build()
                     ladder.build()
             with gr.Tab("Benchmark", id="bench") as second:
+                if gpu:
+                    gr.HTML(progress_view.note_html(zerogpu.BENCHMARKS), elem_id="bench-processor")
                 bench.build()
             with gr.Tab("Runs", id="runs") as third:
                 runs.build()

@@ -18,7 +18,9 @@ from components.run_store import RunStore, StoredRun
 from components.shelf import EditShelf
 from components.token_strip import hint_html
 from components.types import Shown, Values
-from editing_core.data.encoder import Encoder, encoder_of, neighbor_distances
+from components.work import Asking, editing, looking
+from components.zerogpu import ZeroGPU
+from editing_core.data.encoder import Encoder, encoder_of
 from editing_core.data.examples import example
 from editing_core.data.suggest import Suggestion, suggest
 from editing_core.errors import Cancelled, EditingError
@@ -26,10 +28,10 @@ from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan, RunResult
-from editing_core.session import look, run_edit
 from editing_core.stack import StackedEdit, Timeline
 from editing_core.statistics.covariance import CovarianceStore
-from editing_core.types import EditRequest, Watch
+from editing_core.tasks import Task
+from editing_core.types import EditRequest, Watch, ignore
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,10 @@ GONE = "This run is no longer kept on the server; press Edit again."
 
 @dataclass(eq=False)
 class EditTab:
-    """Widgets and handlers. `host` and the stores are shared by all pages; what a page knows is in its States."""
+    """Widgets and handlers. `host` and the stores are shared by all pages; what a page knows is in its States.
+
+    gpu: what does the tasks where the server itself has no GPU but is lent one.
+    """
 
     host: ModelHost
     store: CovarianceStore
@@ -49,6 +54,7 @@ class EditTab:
     runs: RunStore = field(default_factory=RunStore)
     shelf: EditShelf = field(default_factory=EditShelf)
     jobs: Jobs = field(default_factory=Jobs)
+    gpu: ZeroGPU | None = None
 
     def build(self) -> None:
         """Place the widgets; call inside the tab."""
@@ -227,15 +233,17 @@ class EditTab:
             self.jobs.finish(job)
 
     def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> str:
-        """What the worker does: run, look at the first fact before and after, keep; gives the run's id."""
-        lm = self.model(values)
+        """Have the edit done, with a look at the first fact before and after, and keep it; gives the run's id."""
+        name = self.check_model(values)
         references = settings_form.read_references(values, self.settings)
-        base = self.shelf.base(values[self.stack].now, lm.name)
-        run = run_edit(lm, requests, plan, self.store, watch, references=references, base=base)
-        stored = StoredRun(run)
-        self.look_at(stored, 0, run.chosen)
-        self.shelf.add(stacked(run))
+        base = self.shelf.base(values[self.stack].now, name)
+        stored: StoredRun = self.do(editing(name, requests, plan, references, base), watch)
+        self.shelf.add(stacked(stored.run))
         return self.runs.add(stored)
+
+    def do(self, task: Task, watch: Watch = ignore) -> Any:
+        """A task's result, computed here or on the GPU that is lent; call in the models' thread."""
+        return self.gpu.do(task, watch) if self.gpu else task.run(self.host, self.store, watch)
 
     def on_stop(self, job_id: str) -> Shown:
         """Stop: ask the page's job to leave and wait until the model is restored.
@@ -352,15 +360,8 @@ class EditTab:
 
     def look_at(self, stored: StoredRun, place: int, k: int, by: str = result_view.NEIGHBOR) -> None:
         """Take the looks before and after iteration k, and the distances where asked for, that are still missing."""
-        lm, request = self.host.get(stored.run.model), stored.run.requests[place]
-        for at in (0, k):
-            if (request.case_id, at) not in stored.looks:
-                state, chat = stored.run.state_at(at), stored.run.plan.conventions.chat
-                stored.looks[request.case_id, at] = look(lm, request.full_prompt, state, chat=chat)
-        if by == result_view.DISTANCE and request.case_id not in stored.distances:
-            encoder = encoder_of(lm)
-            stored.distances[request.case_id] = neighbor_distances(encoder, request)
-            stored.encoder = encoder.name
+        asking = Asking.of(stored, place, k, distances=by == result_view.DISTANCE)
+        self.do(looking(stored.run.model, asking)).added_to(stored, asking.request)
 
     def check_model(self, values: Values) -> str:
         """The chosen model's name, when it is one of ours: what is typed is never a path or hub id."""

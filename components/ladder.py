@@ -14,10 +14,11 @@ from components.jobs import Job
 from components.result_html import number
 from components.run_store import StoredRun
 from components.types import Shown, Values
+from components.work import climbing
 from editing_core import charts_ladder
 from editing_core.editors.finetuning import COUNTS
 from editing_core.evaluation.metrics import CARDS
-from editing_core.ladder import MORE, SUCCESSES, Rung, ladder_table, printed_row, run_ladder
+from editing_core.ladder import MORE, SUCCESSES, Rung, ladder_table, printed_row
 from editing_core.runs.record import EditPlan
 from editing_core.types import EditRequest, Watch
 
@@ -51,15 +52,14 @@ class Ladder:
         yield from self.edit.perform(values, self.work, self._shown, rounds=1)
 
     def work(self, values: Values, requests: list[EditRequest], plan: EditPlan, watch: Watch) -> list[Rung]:
-        """What the worker does: every rung, each kept as a run; a closer look at the last."""
-        lm = self.edit.model(values)
+        """Have every rung done, each kept as a run, and a closer look taken at the last."""
+        name = self.edit.check_model(values)
         references = settings_form.read_references(values, self.edit.settings)
-        rungs = run_ladder(lm, requests, plan, watch=watch, references=references)
-        runs = [StoredRun(rung.run) for rung in rungs]
-        for stored in runs:
+        rungs, last = self.edit.do(climbing(name, requests, plan, references), watch)
+        for stored in (*(StoredRun(rung.run) for rung in rungs[:-1]), last):
             self.edit.runs.add(stored)
-        self.edit.look_at(runs[-1], 0, runs[-1].run.chosen)
-        return rungs
+        found: list[Rung] = rungs
+        return found
 
     def _shown(self, job: Job, values: Values) -> Shown:
         edit, rungs = self.edit, job.result

@@ -9,7 +9,8 @@ import gradio as gr
 from components import progress_view, stack_view
 from components.edit_tab import EditTab
 from components.types import Shown, Values
-from editing_core.comparing import Asked, compare, prompts_of
+from components.work import comparing
+from editing_core.comparing import Asked, prompts_of
 from editing_core.errors import EditingError
 from editing_core.stack import Stack, StackedEdit, Timeline
 
@@ -88,8 +89,8 @@ class StackPanel:
             if not asked:
                 raise EditingError(NOTHING)
             yield {self.view.compared: progress_view.note_html("One moment.")}
-            lm, chat = tab.model(values), str(values[tab.settings.chat])
-            rows = tab.jobs.thread.call(lambda: compare(lm, asked, first.delta, second.delta, chat))
+            task = comparing(name, asked, first.delta, second.delta, str(values[tab.settings.chat]))
+            rows = tab.jobs.thread.call(lambda: tab.do(task))
         except EditingError as error:
             yield {self.view.compared: progress_view.error_html(str(error))}
             return

@@ -12,7 +12,7 @@ from editing_core.data.encoder import encoder_of, neighbor_distances
 from editing_core.duration import edit_load, look_load
 from editing_core.editors.recipes import LADDER
 from editing_core.evaluation.consistency import References
-from editing_core.ladder import Rung, rung_plan, run_ladder
+from editing_core.ladder import Rung, run_ladder, rung_plan
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import Base, EditPlan
@@ -27,7 +27,7 @@ COMPARING = 3  # forwards per prompt and state
 
 @dataclass(frozen=True)
 class Closer:
-    """What a closer look at one fact brings: looks by iteration, and its neighbors' distances where they were asked for."""
+    """What a closer look at one fact brings: looks by iteration, and its neighbors' distances where asked for."""
 
     looks: dict[int, Look]
     distances: dict[str, float] | None = None
@@ -55,15 +55,14 @@ class Asking:
         """What is still missing of a run's fact before and after iteration k."""
         run, request = stored.run, stored.run.requests[place]
         missing = {at: run.state_at(at) for at in (0, k) if (request.case_id, at) not in stored.looks}
-        return Asking(request, missing, run.plan.conventions.chat, distances and request.case_id not in stored.distances)
+        open_ = distances and request.case_id not in stored.distances
+        return Asking(request, missing, run.plan.conventions.chat, open_)
 
 
 def look_closer(lm: LanguageModel, _store: CovarianceStore, _watch: Watch, asking: Asking) -> Closer:
     """Take a closer look."""
     request = asking.request
-    looks = {
-        k: look(lm, request.full_prompt, state, WRITTEN, chat=asking.chat) for k, state in asking.states.items()
-    }
+    looks = {k: look(lm, request.full_prompt, state, WRITTEN, chat=asking.chat) for k, state in asking.states.items()}
     if not asking.distances:
         return Closer(looks)
     encoder = encoder_of(lm)

@@ -32,8 +32,8 @@ MARGIN = 1.5  # how much more is asked for than a task is thought to take
 LARGEST = 2e9  # parameters of the largest model on offer: its weights pass through the Space's own memory
 WAITING = Step("waiting for a GPU", 0, 0)
 BENCHMARKS = (
-    "A ZeroGPU Space lends its GPU to single calls only, so full-scale runs here are computed on the processor; ask for "
-    "few edits, or run EditScope on a machine of your own."
+    "A ZeroGPU Space lends its GPU to single calls only, so full-scale runs here are computed on the processor; ask "
+    "for few edits, or run EditScope on a machine of your own."
 )
 Sent = list[Step] | bytes | EditingError
 
@@ -59,7 +59,8 @@ class ZeroGPU:
 
     def __init__(self, package: Any, host: ModelHost, store: CovarianceStore) -> None:
         self.host, self.store = host, store
-        self._process, self._thread = os.getpid(), None  # the process whose locks and threads these are
+        self._process = os.getpid()  # whose locks and thread these are
+        self._thread: ModelThread | None = None
         self._worker: Callable[[int, bytes], Iterator[Sent]] = package.GPU(duration=_first)(self._serve)
 
     def do(self, task: Task, watch: Watch) -> Any:
@@ -82,16 +83,15 @@ class ZeroGPU:
         return self._received(self._worker(asked, pack(task)), asked, watch)
 
     def _received(self, stream: Iterator[Sent], asked: int, watch: Watch) -> Any:
-        began = None
+        began, answer = None, None
         try:
             for sent in stream:
                 began = began or time.monotonic()
-                if isinstance(sent, EditingError):
-                    raise sent
-                if isinstance(sent, bytes):
-                    return unpack(sent)
-                for step in sent:
-                    watch(step)
+                if isinstance(sent, list):
+                    for step in sent:
+                        watch(step)
+                else:
+                    answer = sent
         except Exception as error:
             refused = refusal(error, asked, None if began is None else time.monotonic() - began)
             if refused is None:
@@ -99,16 +99,19 @@ class ZeroGPU:
             raise refused from error
         finally:
             stream.close()  # type: ignore[attr-defined] # tells the worker to leave, where it still works
-        raise NoGpu("The GPU's worker ended without a result; please try again.")
+        if not isinstance(answer, bytes):
+            raise answer or NoGpu(_aborted(asked, None))
+        return unpack(answer)
 
     def _serve(self, _asked: int, packed: bytes) -> Iterator[Sent]:
         """In the worker: steps as they come, at least an empty list every second; then the result or what was refused.
 
-        At each of these a worker notices that it is to leave; the task then ends at its next step.
+        At each of these `spaces` sees whether the worker is to leave; the task then ends at its next step.
         """
         task, thread = unpack(packed), self._own()
         job = Job(lambda watch: task.run(self.host, self.store, watch, preflight.device_here()), thread)
         try:
+            yield []  # from here on the time counts
             yield from job.updates()
         finally:
             job.stop()
@@ -133,7 +136,7 @@ def _first(asked: int, _packed: bytes) -> int:
 
 
 def refusal(error: Exception, asked: int, spent: float | None) -> NoGpu | None:
-    """What `spaces` raised, as one sentence; None for what is no refusal of its. spent: seconds since it first worked."""
+    """What `spaces` raised, as one sentence; None for any other error. spent: seconds since the worker began."""
     title, text = str(getattr(error, "title", "")), str(getattr(error, "message", error))
     if not title.startswith("ZeroGPU"):
         return None
@@ -153,7 +156,7 @@ def refusal(error: Exception, asked: int, spent: float | None) -> NoGpu | None:
 
 def _aborted(asked: int, spent: float | None) -> str:
     if spent is None:
-        return "The GPU's worker ended before it began; please try again."
+        return "The GPU's worker ended without a word; please try again."
     if spent >= asked:
         return (
             f"The GPU was lent for {asked} seconds and the work took longer, so it was ended; ask for fewer facts, "

@@ -8,6 +8,7 @@
     |-- ModelUnavailable      not found, or of a family without an architecture row
     |-- StatisticsMissing     the editor needs covariance statistics that were never collected
     |-- OutOfMemory           even the smallest forward does not fit
+    |-- NoGpu                 a GPU was not lent, or not for as long as the work takes
     `-- NotFinite             the edit produced infinities or not-a-numbers; nothing was kept
 
 Page and command line show these as they are; any other exception is a defect and keeps its traceback.
@@ -40,6 +41,10 @@ class ModelUnavailable(EditingError):
 
 class StatisticsMissing(EditingError):
     """The editor needs covariance statistics that were never collected for this model."""
+
+
+class NoGpu(EditingError):
+    """A GPU was not lent, or not for as long as the work takes."""
 
 
 class NotFinite(EditingError):

@@ -99,7 +99,7 @@ def encoder_of(lm: LanguageModel, own: bool = False) -> Encoder:
     own: the model's own in any case. Ask only while the model is unedited, and encode only then: what an edit
     changes, its hidden states would show.
     """
-    found = "" if own else _sentence_encoder(os.environ.get("EDITSCOPE_ENCODER") or DEFAULT)
+    found = "" if own else _sentence_encoder(os.environ.get("EDITSCOPE_ENCODER") or DEFAULT, lm.device.type)
     if isinstance(found, Encoder):
         return found
     name = f"mean hidden state of {lm.name}"
@@ -135,12 +135,12 @@ def _means(lm: LanguageModel, texts: Sequence[str]) -> Tensor:
     return torch.stack(means)
 
 
-def _sentence_encoder(source: str) -> Encoder | str:
+def _sentence_encoder(source: str, device: str) -> Encoder | str:
     """The encoder from a hub id or folder, or why there is none; either is remembered."""
     with _lock:
         if source not in _sentence_encoders:
             try:
-                _sentence_encoders[source] = _load(source)
+                _sentence_encoders[source] = _load(source, device)
             except ModelUnavailable as error:
                 _sentence_encoders[source] = str(error)
             except Exception as error:
@@ -150,7 +150,7 @@ def _sentence_encoder(source: str) -> Encoder | str:
         return _sentence_encoders[source]
 
 
-def _load(source: str) -> Encoder:
+def _load(source: str, device: str) -> Encoder:
     """ModelUnavailable with the reason where it is plain."""
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ModelUnavailable("the package sentence-transformers is not installed")
@@ -163,7 +163,7 @@ def _load(source: str) -> Encoder:
 
     model = SentenceTransformer(
         str(folder),
-        device="cuda" if torch.cuda.is_available() else "cpu",
+        device=device,
         trust_remote_code=False,
         local_files_only=True,
         model_kwargs={"use_safetensors": True},

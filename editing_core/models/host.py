@@ -1,8 +1,10 @@
 """ModelHost: the models one process has loaded, shared by everybody who uses it."""
 
+import gc
 import threading
 from collections import OrderedDict
 
+from editing_core.errors import OutOfMemory
 from editing_core.models.language_model import LanguageModel
 
 
@@ -18,11 +20,28 @@ class ModelHost:
         """The model of that name; loads it when needed and lets the longest unused one go."""
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = LanguageModel.load(name, self.device, self.dtype)
+                self._loaded[name] = self._load(name)
             self._loaded.move_to_end(name)
             while len(self._loaded) > self.capacity:
                 self._loaded.popitem(last=False)
             return self._loaded[name]
+
+    def _load(self, name: str) -> LanguageModel:
+        """The model, alone where there is no room for it beside the others."""
+        try:
+            return LanguageModel.load(name, self.device, self.dtype)
+        except OutOfMemory:
+            if not self._loaded:
+                raise
+        self._loaded.clear()
+        gc.collect()
+        return LanguageModel.load(name, self.device, self.dtype)
+
+    def forked(self) -> "ModelHost":
+        """One with the same models and a lock of its own, for a forked process: who held this one is not there."""
+        own = ModelHost(self.capacity, self.device, self.dtype)
+        own._loaded = OrderedDict(self._loaded)
+        return own
 
     def is_loaded(self, name: str) -> bool:
         """Whether `get` would return at once."""

@@ -74,7 +74,7 @@ def test_the_operators_sentence_encoder_serves(sentence_model, monkeypatch, tiny
 
 def test_a_sentence_encoder_is_loaded_once_and_so_is_a_failure(monkeypatch, tiny_models):
     asked = []
-    monkeypatch.setattr(encoders, "_load", lambda source: asked.append(source) or 1 / 0)
+    monkeypatch.setattr(encoders, "_load", lambda source, _device: asked.append(source) or 1 / 0)
     notes = {encoder_of(tiny_models("gpt2")).note for _ in range(3)}
     assert asked == [encoders.DEFAULT]
     assert notes == {
