@@ -114,6 +114,13 @@ class Coder:
         covering = [t for t, (start, stop) in enumerate(offsets) if start < end <= stop]
         return covering[-1] if covering else max(t for t, (_, stop) in enumerate(offsets) if 0 < stop <= end)
 
+    def subject_tokens(self, template: str, subject: str) -> range:
+        """Indices of the tokens the subject stands in when it fills the one `{}` of `template`."""
+        start = len(self.frame.head) + template.index("{}")
+        places = self.places(template.replace("{}", subject))
+        touching = [t for t, ((begin, stop), _) in enumerate(places) if begin < start + len(subject) and stop > start]
+        return range(touching[0], touching[-1] + 1)
+
     def places(self, prompt: str) -> list[tuple[tuple[int, int], str]]:
         """Per token of a prompt where it stands, frame included, and the text there."""
         text = self.frame.around(prompt)

@@ -1,0 +1,268 @@
+"""Causal tracing: which states of a forward pass carry a fact.
+
+The subject's embeddings are blurred until the model no longer knows the answer; then one state at a time is put back
+to what it was, and how much of the answer's probability comes back is that state's indirect effect. Source: Meng et
+al. 2022 (ROME), https://arxiv.org/abs/2202.05262, section 2 and appendix B.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from editing_core.errors import BadRequest
+from editing_core.models.hooks import Change, steering, watching
+from editing_core.models.language_model import LanguageModel, fitted
+from editing_core.models.tokens import Batch
+from editing_core.settings import Settings, setting
+from editing_core.types import Step, Watch, ignore
+
+KINDS = ("hidden", "mlp", "attention")
+ROLES = ("first subject token", "middle subject tokens", "last subject token", "first token after", "further tokens")
+ROLES += ("last token",)
+LAST_SUBJECT = ROLES[2]
+MOST_SUBJECTS = 1000
+PUBLISHED_WINDOW = 10 / 48  # layers restored together for MLP and attention, of those of GPT-2 XL
+
+
+@dataclass(frozen=True)
+class TraceSettings(Settings):
+    """How a fact is blurred and restored; the defaults are those of the ROME paper."""
+
+    level: float = setting(3.0, "Noise on the subject's embeddings, in their standard deviations", low=0.0, high=20.0)
+    samples: int = setting(10, "Blurred runs that are averaged", low=1, high=100)
+    window: int = setting(
+        0, "Layers whose MLP or attention is restored together; 0: ten of GPT-2 XL's 48, in proportion", low=0, high=100
+    )
+    seed: int = setting(1, "Of the noise", low=0, high=2**31 - 1)
+
+    def window_in(self, layers: int) -> int:
+        """The window in a model of so many layers."""
+        return self.window or max(1, round(PUBLISHED_WINDOW * layers))
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """What restoring brought, for one fact.
+
+    tokens: of the prompt as the model reads it. subject: which of them are the subject's. answer: the token asked for.
+    clean, blurred: its probability in the clean run and, on average, in the blurred ones. restored: by kind, (layers,
+    tokens) its average probability with that one state put back. noise: standard deviation that was added.
+    """
+
+    prompt: str
+    tokens: tuple[str, ...]
+    subject: range
+    answer: str
+    clean: float
+    blurred: float
+    restored: Mapping[str, Tensor]
+    window: int
+    noise: float
+
+    def effect(self, kind: str) -> Tensor:
+        """(layers, tokens): the indirect effect, by how much the probability rose."""
+        return self.restored[kind] - self.blurred
+
+    @property
+    def total(self) -> float:
+        """The total effect: what blurring took away."""
+        return self.clean - self.blurred
+
+    def roles(self) -> dict[str, list[int]]:
+        """The tokens by the part they play, as the paper averages them; those before the subject play none."""
+        first, last, end = self.subject[0], self.subject[-1], len(self.tokens) - 1
+        rest = range(last + 1, end)
+        parts = (
+            [first] if first < last else [],
+            [*range(first + 1, last)],
+            [last],
+            [*rest[:1]],
+            [*rest[1:]],
+            [end] if end > last else [],
+        )
+        return dict(zip(ROLES, parts, strict=True))
+
+
+@torch.no_grad()
+def embedding_deviation(lm: LanguageModel, subjects: Sequence[str]) -> float:
+    """Standard deviation of all numbers in the embeddings of the subjects' tokens; of the first MOST_SUBJECTS."""
+    if not subjects:
+        raise BadRequest("No subjects were given to take the noise from; give some.")
+    texts = [f" {text}" for text in subjects[:MOST_SUBJECTS]]
+    ids = [token for row in lm.tokenizer(texts, add_special_tokens=False)["input_ids"] for token in row]
+    return float(lm.model.get_input_embeddings()(torch.tensor([ids], device=lm.device)).float().std())
+
+
+@fitted
+@torch.no_grad()
+def trace(
+    lm: LanguageModel,
+    place: tuple[str, str],
+    noise: float,
+    settings: TraceSettings | None = None,
+    answer: str | None = None,
+    watch: Watch = ignore,
+) -> Trace:
+    """Trace one fact under the present weights.
+
+    place: (template, subject). noise: standard deviation of what is added to the subject's embeddings. answer: whose
+    first token is asked for, the model's own first choice without one. watch: told of every layer and kind.
+    """
+    settings = settings or TraceSettings()
+    run = _Runs(lm, place, noise, settings)
+    clean_states = run.clean_states()
+    token = int(run.clean.argmax()) if answer is None else lm.coder.continuation(run.prompt, answer).object_ids[0]
+    blurred = float(run.probabilities(token, [-1], {}).mean())
+    window, layers = settings.window_in(lm.layers), lm.layers
+    restored: dict[str, Tensor] = {}
+    for number, kind in enumerate(KINDS):
+        rows = []
+        for layer in range(layers):
+            watch(Step("trace", number * layers + layer + 1, len(KINDS) * layers, note=f"{kind}, layer {layer}"))
+            sites = {name: clean_states[name] for name in _sites(lm, kind, layer, window)}
+            rows.append(run.row(token, sites, blurred))
+        restored[kind] = torch.stack(rows)
+    return Trace(
+        run.prompt,
+        tuple(text for _, text in lm.coder.places(run.prompt)),
+        run.subject,
+        str(lm.tokenizer.decode([token])),
+        float(run.clean.softmax(-1)[token]),
+        blurred,
+        restored,
+        window,
+        noise,
+    )
+
+
+def _sites(lm: LanguageModel, kind: str, layer: int, window: int) -> Iterator[str]:
+    """The modules whose output is put back: a block's, or those of a window of layers around it."""
+    if kind == "hidden":
+        yield lm.architecture.block(layer)
+        return
+    name = lm.architecture.down if kind == "mlp" else lm.architecture.attention_out_of
+    for other in range(max(0, layer - window // 2), min(lm.layers, layer - window // 2 + window)):
+        yield name(other)
+
+
+class _Runs:
+    """Forward passes of one prompt, clean or with its subject blurred in `samples` ways.
+
+    Every forward has as many rows as the others, the clean one too: sums are taken in an order that depends on how
+    many rows there are, so that only then a run with nothing blurred is the clean one to the last bit.
+
+    clean: (vocabulary,) logits behind the prompt in the clean run. rows: of a forward.
+    """
+
+    def __init__(self, lm: LanguageModel, place: tuple[str, str], noise: float, settings: TraceSettings) -> None:
+        template, subject = place
+        self.lm, self.prompt = lm, template.replace("{}", subject)
+        self.ids = lm.coder.encode(self.prompt)
+        self.subject = lm.coder.subject_tokens(template, subject)
+        self.embedding = next(n for n, m in lm.model.named_modules() if m is lm.model.get_input_embeddings())
+        drawn = torch.Generator().manual_seed(settings.seed)
+        width = lm.model.get_input_embeddings().weight.shape[-1]
+        size = (settings.samples, len(self.subject), width)
+        self.noise = noise * torch.randn(size, generator=drawn)
+        self.clean = torch.empty(0)
+        most = settings.samples * (len(self.ids) - self.subject[0])
+        self.rows = max(1, min(most, lm.tokens_per_forward // len(self.ids)))
+
+    def clean_states(self) -> dict[str, Tensor]:
+        """(tokens, width) by module: the outputs of the clean run."""
+        names = [name for layer in range(self.lm.layers) for kind in KINDS for name in _sites(self.lm, kind, layer, 1)]
+        with watching(self.lm.model, outputs=names) as seen:
+            hidden = self.lm.hidden(self._batch())
+        self.clean = self.lm.logits(hidden[:, -1])[0]
+        return {name: seen[name][0] for name in names}
+
+    def row(self, token: int, sites: Mapping[str, Tensor], blurred: float) -> Tensor:
+        """(tokens,) average probability with the sites put back at one token each time.
+
+        Before the subject nothing is blurred, so nothing changes there.
+        """
+        first = self.subject[0]
+        found = self.probabilities(token, list(range(first, len(self.ids))), sites)
+        return torch.cat([torch.full((first,), blurred, dtype=found.dtype), found.mean(1)])
+
+    def probabilities(self, token: int, places: Sequence[int], sites: Mapping[str, Tensor]) -> Tensor:
+        """(places, samples) float64: the token's probability in every blurred run, the sites put back at each place."""
+        samples = len(self.noise)
+        pairs = [(place, sample) for place in places for sample in range(samples)]
+        found = []
+        for start in range(0, len(pairs), self.rows):
+            some = [pairs[(start + i) % len(pairs)] for i in range(self.rows)]  # the last ones go round
+            place, sample = (torch.tensor(part) for part in zip(*some, strict=True))
+            changes = {self.embedding: self._blurring(sample)}
+            changes |= {name: _putting_back(state, place) for name, state in sites.items()}
+            with steering(self.lm.model, changes):
+                hidden = self.lm.hidden(self._batch())
+            found.append(self.lm.logits(hidden[:, -1]).softmax(-1)[:, token].double().cpu())
+        return torch.cat(found)[: len(pairs)].reshape(len(places), samples)
+
+    def _batch(self) -> Batch:
+        return self.lm.batch([self.ids] * self.rows)
+
+    def _blurring(self, sample: Tensor) -> Change:
+        def blur(state: Tensor) -> Tensor:
+            changed = state.clone()
+            changed[:, self.subject[0] : self.subject[-1] + 1] += self.noise[sample].to(state)
+            return changed
+
+        return blur
+
+
+def _putting_back(clean: Tensor, place: Tensor) -> Change:
+    def put(state: Tensor) -> Tensor:
+        changed, at = state.clone(), place.to(state.device)
+        changed[torch.arange(len(at), device=state.device), at] = clean[at.to(clean.device)].to(state)
+        return changed
+
+    return put
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """Mean indirect effects of several facts by kind, layer and role; nothing where no fact has such a token.
+
+    mean, error: by kind, (layers, roles) with NaN for roles nobody plays; error: standard error over facts, NaN for
+    less than two.
+    """
+
+    facts: int
+    mean: Mapping[str, Tensor]
+    error: Mapping[str, Tensor]
+    total: float
+
+    def curve(self, kind: str, role: str = LAST_SUBJECT) -> tuple[Tensor, Tensor]:
+        """(layers,) mean and standard error of a kind at a role."""
+        at = ROLES.index(role)
+        return self.mean[kind][:, at], self.error[kind][:, at]
+
+    @property
+    def layer(self) -> int:
+        """Where the MLP at the subject's last token brings back most: the layer ROME would take."""
+        return int(self.curve("mlp")[0].argmax())
+
+
+def average(traces: Sequence[Trace]) -> Average:
+    """The mean over facts, each counting once; a fact's tokens of one role are averaged first."""
+    if not traces:
+        raise BadRequest("No fact was traced, so there is nothing to average; trace one first.")
+    mean, error = {}, {}
+    for kind in KINDS:
+        whole = torch.stack([_by_role(one, kind) for one in traces])
+        count = whole.isnan().logical_not().sum(0)
+        mean[kind] = whole.nanmean(0)
+        spread = (whole - mean[kind]).square().nansum(0) / (count - 1)
+        error[kind] = torch.where(count > 1, (spread / count).sqrt(), torch.nan)
+    return Average(len(traces), mean, error, sum(one.total for one in traces) / len(traces))
+
+
+def _by_role(one: Trace, kind: str) -> Tensor:
+    """(layers, roles) effects of one fact, NaN where it has no such token."""
+    effect = one.effect(kind)
+    columns = [effect[:, at].mean(1) if at else torch.full((len(effect),), torch.nan) for at in one.roles().values()]
+    return torch.stack([column.to(effect.dtype) for column in columns], dim=1)
