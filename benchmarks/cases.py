@@ -19,7 +19,8 @@ from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.spread import Ridge
 from editing_core.models.catalog import DEFAULT, source_of
-from editing_core.models.language_model import DTYPES, LanguageModel
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.loading import DTYPES
 from editing_core.registry import editor_row
 from editing_core.statistics.corpus import Corpus
 from editing_core.statistics.covariance import Covariance, CovarianceStore

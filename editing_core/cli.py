@@ -152,7 +152,7 @@ def asked(options: argparse.Namespace) -> tuple[Case, bool]:
 def _edit(options: argparse.Namespace) -> None:
     case, generate = asked(options)
     references = bundled_references() if generate else None
-    lm = cli_plan.load_for(case.plan, len(case.requests), case.model, options.dtype)
+    lm = cli_plan.load_for(case.plan, len(case.requests), case.model, *cli_plan.loading(options))
     result = run_edit(lm, case.requests, case.plan, watch=progress, references=references)
     end_progress()
     if options.json == "-":

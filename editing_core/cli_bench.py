@@ -67,6 +67,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
         eligible=options.eligible,
         model=options.model,
         dtype=options.dtype,
+        quantised=options.quantised,
+        revision=options.revision,
         editor=plan.editor,
         recipe=options.recipe,
         settings=asdict(plan.settings),
@@ -95,7 +97,9 @@ def _bench(options: argparse.Namespace) -> None:
     config = _config(options)
     check_folder(options.out)
     facts = config.limit or 1 if config.protocol == "batch" else config.chunk
-    work = perform(config, lambda: cli_plan.load_for(config.plan, facts, config.model, config.dtype), progress)
+    work = perform(
+        config, lambda: cli_plan.load_for(config.plan, facts, config.model, *cli_plan.loading(options)), progress
+    )
     end_progress()
     write_benchmark(work.result, options.out, work.lm, work.told, work.beside)
     _print(work.result, work.told, work.beside is not None)
@@ -140,7 +144,7 @@ def _eligible(options: argparse.Namespace) -> None:
             skip_bad=options.skip_bad,
         )
     )
-    lm = cli_plan.load_model(options.model, options.dtype)
+    lm = cli_plan.load_model(options.model, *cli_plan.loading(options))
     read = readable(lm, requests)
     assist = Assist(minimum=options.minimum, count=options.count, choice=options.choice)
     kept, counts = qualifying(lm, read.requests, assist, options.seed)

@@ -12,7 +12,7 @@ from editing_core import cli_plan, paths
 from editing_core.bench import files
 from editing_core.bench.config import RunConfig
 from editing_core.bench.executors import folders
-from editing_core.cli_plan import add_model, end_progress, progress
+from editing_core.cli_plan import add_loading, add_model, end_progress, progress
 from editing_core.errors import BadRequest
 from editing_core.export.card import README, card
 from editing_core.export.edit_file import read_edit
@@ -24,7 +24,7 @@ from editing_core.export.origin import Origin, check_base, made_here
 from editing_core.files import write_text
 from editing_core.models.catalog import DEFAULT
 from editing_core.models.delta import LowRank, WeightDelta
-from editing_core.models.language_model import DTYPES, LanguageModel
+from editing_core.models.language_model import LanguageModel
 from editing_core.runs.folder import RECORDS, RunFolder
 
 SHOWN = 20  # facts that are listed
@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
     which.add_argument("--run", metavar="ID", help="a stored run: its edit; write --run=ID where it begins with -")
     leaving.add_argument("--root", type=Path, default=paths.runs(), help="where runs are kept")
     leaving.add_argument("--model", help=f"as in 'edit'; default: the run's own, or {DEFAULT}")
-    leaving.add_argument("--dtype", choices=sorted(DTYPES), help="default: the run's own, or float32")
+    add_loading(leaving, own="default: the run's own, or float32")
     leaving.add_argument("--as", choices=KINDS, required=True, dest="kind")
     leaving.add_argument(
         "--out", type=Path, required=True, metavar="PATH", help="a folder; of an edit a .safetensors file"
@@ -94,8 +94,14 @@ def _push(options: argparse.Namespace, token: str, told: str) -> str:
         return push(Path(place), options.push, token, not options.public)
 
 
+def _loaded(options: argparse.Namespace, usual: RunConfig) -> LanguageModel:
+    """The model that is asked for, loaded as `usual` is where nothing else is said."""
+    how = (options.dtype or usual.dtype, options.quantised or usual.quantised, options.revision or usual.revision)
+    return cli_plan.load_model(options.model or usual.model, *how, options.device)
+
+
 def _from_file(options: argparse.Namespace) -> tuple[LanguageModel, WeightDelta]:
-    lm = cli_plan.load_model(options.model or DEFAULT, options.dtype or "float32")
+    lm = _loaded(options, RunConfig())
     return lm, import_edit(lm, options.edit)
 
 
@@ -110,7 +116,7 @@ def _from_run(options: argparse.Namespace) -> tuple[LanguageModel, WeightDelta]:
     if not isinstance(result, Mapping) or not path.is_file():
         raise BadRequest(f"Run {folder.id} has kept no edit; choose one that is done, or do it again.")
     config = RunConfig.of(head["config"])
-    lm = cli_plan.load_model(options.model or config.model, options.dtype or config.dtype)
+    lm = _loaded(options, config)
     delta = WeightDelta(read_edit(path).updates, _origin(folder, head, config).texts())
     with lm.lock:
         check_base(lm, Origin.of(delta.provenance))
@@ -133,7 +139,7 @@ def _origin(folder: RunFolder, head: Mapping[str, Any], config: RunConfig) -> Or
 
 
 def _import(options: argparse.Namespace) -> None:
-    lm = cli_plan.load_model(options.model, options.dtype)
+    lm = cli_plan.load_model(options.model, *cli_plan.loading(options))
     delta = import_edit(lm, options.path)
     origin = Origin.of(delta.provenance)
     by = f" by {origin.editor}" if origin.editor else ""

@@ -14,16 +14,36 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import RULES, StopSettings
 from editing_core.errors import BadRequest
 from editing_core.models.catalog import CATALOG, DEFAULT, HUB_ID
-from editing_core.models.language_model import DTYPES, LanguageModel
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.loading import DTYPES, check_there
+from editing_core.models.weights import QUANTISATIONS
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.types import Step
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """--model and --dtype."""
+    """--model, and how it is loaded."""
     parser.add_argument("--model", default=DEFAULT, help="a name from 'models', a hub id, or a local folder")
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32")
+    add_loading(parser)
+
+
+def add_loading(parser: argparse.ArgumentParser, own: str = "") -> None:
+    """What `loading` gives. own: what a command takes where nothing is said, if not the defaults."""
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default=None if own else "float32", help=own or None)
+    parser.add_argument(
+        "--quantised",
+        choices=QUANTISATIONS,
+        default=None if own else "none",
+        help="keep linear layers packed in 8 or 4 bits, edits beside them (needs bitsandbytes)",
+    )
+    parser.add_argument("--revision", default="", help="branch, tag or commit of a hub id; default: its main branch")
+    parser.add_argument("--device", help="such as cuda:1, cpu, or auto for all there are; default: what is there")
+
+
+def loading(options: argparse.Namespace) -> tuple[str, str, str, str | None]:
+    """What `load_model` takes behind the name."""
+    return options.dtype, options.quantised, options.revision, options.device
 
 
 def add_plan(parser: argparse.ArgumentParser, iterations: int) -> None:
@@ -96,17 +116,31 @@ def _assist(options: argparse.Namespace, case: Example | None) -> Assist:
     )
 
 
-def load_model(name: str, dtype: str = "float32") -> LanguageModel:
+def load_model(
+    name: str, dtype: str = "float32", quantised: str = "none", revision: str = "", device: str | None = None
+) -> LanguageModel:
     """A catalog name, a hub id or (on the command line only) a local folder."""
     folder = _local(name)
-    return LanguageModel.load(folder.name if folder else name, dtype=dtype, folder=folder)
+    return LanguageModel.load(folder.name if folder else name, device, dtype, folder, quantised, revision)
 
 
-def load_for(plan: EditPlan, facts: int, name: str, dtype: str = "float32") -> LanguageModel:
-    """The same, with a warning on standard error where such an edit will not fit into memory."""
-    if told := preflight.warning(name, plan.editor, plan.settings, facts, dtype, plan.stop.iterations, _local(name)):
+def load_for(
+    plan: EditPlan,
+    facts: int,
+    name: str,
+    dtype: str = "float32",
+    quantised: str = "none",
+    revision: str = "",
+    device: str | None = None,
+) -> LanguageModel:
+    """The same, with a line on standard error where such an edit is large or will not fit into memory."""
+    if device:
+        check_there(device)
+    place = preflight.Place(dtype, device or "", quantised)
+    asked = (name, plan.editor, plan.settings, facts, place, plan.stop.iterations, _local(name))
+    if told := preflight.warning(*asked) or preflight.notice(*asked):
         sys.stderr.write(f"{told}\n")
-    return load_model(name, dtype)
+    return load_model(name, dtype, quantised, revision, device)
 
 
 def _local(name: str) -> Path | None:

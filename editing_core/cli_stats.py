@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     stats.add_argument("--documents", type=int, metavar="N", help="collect from the first N documents only")
     stats.add_argument("--split", default="train", help="of a data set on the hub")
     stats.add_argument("--column", default="text", help="of a data set on the hub")
-    stats.add_argument("--revision", default="main", help="of a data set on the hub")
+    stats.add_argument("--text-revision", default="main", help="of a data set on the hub")
     stats.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as for edit, e.g. layers=0,1")
     stats.set_defaults(command=_stats)
 
@@ -39,7 +39,7 @@ def _stats(options: argparse.Namespace) -> None:
             f"--documents {options.documents} says from how many documents to collect, at least 1; give it with "
             "--collect."
         )
-    lm, store = cli_plan.load_model(options.model, options.dtype), CovarianceStore()
+    lm, store = cli_plan.load_model(options.model, *cli_plan.loading(options)), CovarianceStore()
     layers = _layers(options, lm)
     source = _source(options, lm, store)
     if source is None:
@@ -73,7 +73,7 @@ def _layers(options: argparse.Namespace, lm: LanguageModel) -> list[int]:
 def _source(options: argparse.Namespace, lm: LanguageModel, store: CovarianceStore) -> TextSource | None:
     """What is named, or else the bundled or the last text; its first documents where that is asked for."""
     if options.collect:
-        return source_of(options.collect, options.split, options.column, options.revision, options.documents)
+        return source_of(options.collect, options.split, options.column, options.text_revision, options.documents)
     source = store.text_of(lm)
     return source.first(options.documents) if source and options.documents else source
 

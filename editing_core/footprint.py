@@ -4,12 +4,10 @@ What is measured and not known from sizes stands in the constants: how long text
 copies of some states there are at once.
 """
 
-import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models import memory
@@ -153,18 +151,3 @@ class Footprint:
         own = s.width * s.inner if self.settings.where == "down" else 4 * s.width**2 + 2 * s.width * s.inner
         count = int(own * (len(self.layers) or s.depth))
         return count * (4 * s.number + 4 * (1 + self.iterations))
-
-
-def parameters(config: PretrainedConfig) -> int:
-    """Numbers in a model's weights, tied ones once. Blocks are alike, so one and two of them tell of all."""
-    depth: int = config.get_text_config().num_hidden_layers
-    one, two = (_numbers(config, count) for count in (1, 2))
-    return one + (depth - 1) * (two - one)
-
-
-def _numbers(config: PretrainedConfig, depth: int) -> int:
-    small = copy.deepcopy(config)
-    small.get_text_config().num_hidden_layers = depth
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(small)
-    return sum(p.numel() for p in model.parameters())

@@ -5,27 +5,26 @@ parts, and a sentence where it does not fit. Sizes of weights are exact; what pa
 in footprint.py, and held against real peaks by `python -m benchmarks.memory`.
 """
 
-import json
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
 
 from editing_core.errors import EditingError
-from editing_core.footprint import Footprint, parameters
-from editing_core.models import memory
+from editing_core.footprint import Footprint
 from editing_core.models.architectures import ARCHITECTURES
 from editing_core.models.catalog import CATALOG, source_of
-from editing_core.models.language_model import DTYPES
+from editing_core.models.loading import AUTO, DTYPES, default_device, free_on
 from editing_core.models.memory import Sizes, told
+from editing_core.models.weights import NF4, quantisation_of, weight_bytes
 from editing_core.registry import editor_row
 from editing_core.settings import Settings
 
 # Measured on Linux with the processor's build of torch: the interpreter with torch, transformers and the engine
 # imported takes 0.46 GB, kernels and tables of a first run the rest. On an accelerator only its context counts.
 BASE, CONTEXT = 525_000_000, 500_000_000
+NOTICED = 2 * 10**9  # bytes; so much is told before it is taken
 
 
 @dataclass(frozen=True)
@@ -79,10 +78,11 @@ class Need:
 
 @dataclass(frozen=True)
 class Place:
-    """How and where a model is loaded."""
+    """How and where a model is loaded. device: of torch, "auto" for all, "" where loading decides."""
 
     dtype: str = "float32"
     device: str = "cpu"
+    quantised: str = "none"
 
     @property
     def number(self) -> torch.dtype:
@@ -90,9 +90,14 @@ class Place:
         return DTYPES[self.dtype]
 
     @property
+    def main(self) -> torch.device:
+        """Where it computes."""
+        return torch.device(default_device(0) if self.device in (AUTO, "") else self.device)
+
+    @property
     def on_cpu(self) -> bool:
         """Whether it shares its memory with the program."""
-        return torch.device(self.device).type == "cpu"
+        return self.main.type == "cpu"
 
 
 def need(
@@ -109,20 +114,23 @@ def need(
     Statistics are taken to be at hand. Without a configuration on this machine only the weights are told.
     """
     row = editor_row(editor)
-    config, count = _known(str(folder) if folder else source_of(model))
-    base, size = BASE if place.on_cpu else CONTEXT, place.number.itemsize
+    config = _known(str(folder) if folder else source_of(model))
+    base = BASE if place.on_cpu else CONTEXT
     if config is None:
-        found = CATALOG.get(model)
-        return Need(model, base, found.bytes_needed(size) if found else 0, rough=True)
+        found, each = CATALOG.get(model), {"int8": 1.0, "nf4": NF4}.get(place.quantised, place.number.itemsize)
+        return Need(model, base, found.bytes_needed(each) if found else 0, rough=True)
     settings = settings or row.preset(model).settings
-    plan = Footprint.of(Sizes.of(config, place.number), row, settings, facts, torch.device(place.device), iterations)
+    plan = Footprint.of(Sizes.of(config, place.number), row, settings, facts, place.main, iterations)
+    quantised = place.quantised if place.quantised != "none" else quantisation_of(config)
     stored = getattr(config, "dtype", None) or torch.float32
+    # Weights that are stored as they are wanted are not copied: their file is the memory. Others are read through a
+    # copy, and packed ones one after the other.
+    copied = place.on_cpu and stored != place.number and quantised == "none"
     return Need(
         model,
         base,
-        count * size,
-        # Weights that are stored as they are wanted are not copied: their file is the memory.
-        0 if stored == place.number or not place.on_cpu else count * stored.itemsize,
+        weight_bytes(config, place.number, quantised),
+        weight_bytes(config, stored) if copied else 0,
         plan.statistics if place.on_cpu else 0,  # elsewhere one layer's is there while it is used
         plan.making,
         plan.forwards,
@@ -130,21 +138,13 @@ def need(
     )
 
 
-def _known(source: str) -> tuple[PretrainedConfig | None, int]:
-    """The configuration and its parameters, where it is on this machine and of a known family."""
+def _known(source: str) -> PretrainedConfig | None:
+    """The configuration, where it is on this machine and of a known family."""
     try:
         config: PretrainedConfig = AutoConfig.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError):
-        return None, 0
-    if config.model_type not in ARCHITECTURES:
-        return None, 0
-    return config, _counted(config.to_json_string())
-
-
-@lru_cache(maxsize=64)
-def _counted(text: str) -> int:
-    values = json.loads(text)
-    return parameters(AutoConfig.for_model(values.pop("model_type"), **values))
+        return None
+    return config if config.model_type in ARCHITECTURES else None
 
 
 def warning(
@@ -152,40 +152,57 @@ def warning(
     editor: str,
     settings: Settings,
     facts: int,
-    dtype: str = "float32",
+    place: Place = Place(device=""),
     iterations: int = 5,
     folder: Path | None = None,
 ) -> str:
     """In one sentence that what is about to be loaded will not fit, and what would; nothing where it fits."""
-    device = device_here()
-    free = free_here(device)
 
-    def takes(dtype: str = dtype, settings: Settings = settings) -> Need:
-        return need(model, editor, settings, facts, Place(dtype, device), iterations, folder)
+    def takes(place: Place = place, settings: Settings = settings) -> Need:
+        return need(model, editor, settings, facts, place, iterations, folder)
 
     try:
         found = takes()
     except EditingError:
         return ""  # loading it says what is wrong
+    free = free_here(place.device or default_device(found.weights))
     if found.fits(free):
         return ""
     hints = []
-    if dtype == "float32" and takes(dtype="bfloat16").fits(free):
+    if (place.dtype, place.quantised) == ("float32", "none") and takes(replace(place, dtype="bfloat16")).fits(free):
         hints.append("--dtype bfloat16")
     layers = getattr(settings, "layers", ())
     if len(layers) > 1 and takes(settings=settings.changed({"layers": layers[-1:]})).fits(free):
         hints.append("fewer layers")
-    smaller = [name for name in CATALOG if need(name, editor, facts=facts, place=Place(dtype, device)).fits(free)]
+    smaller = [name for name in CATALOG if need(name, editor, facts=facts, place=place).fits(free)]
     hints += [max(smaller, key=lambda name: CATALOG[name].parameters)] if smaller else []
     hint = f"; {' or '.join(hints)} would fit" if hints else ""
     return f"{model} {found}, and {told(free)} are free, so it will probably not fit{hint}."
 
 
+def notice(
+    model: str,
+    editor: str,
+    settings: Settings,
+    facts: int,
+    place: Place = Place(device=""),
+    iterations: int = 5,
+    folder: Path | None = None,
+) -> str:
+    """In one sentence what a large edit takes and what is free, nothing for a small one."""
+    try:
+        found = need(model, editor, settings, facts, place, iterations, folder)
+    except EditingError:
+        return ""
+    free = free_here(place.device or default_device(found.weights))
+    return f"{model} {found}; {told(free)} are free." if found.total > NOTICED else ""
+
+
 def device_here() -> str:
     """Where models are loaded when nothing is said."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return default_device(0)
 
 
 def free_here(device: str | None = None) -> int:
     """Bytes that are free on a device now."""
-    return memory.free_bytes(torch.device(device or device_here()))
+    return free_on(device or device_here()) or 0

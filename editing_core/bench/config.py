@@ -16,7 +16,8 @@ from editing_core.editors.recipes import Recipe
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
 from editing_core.models.catalog import DEFAULT, unknown
-from editing_core.models.language_model import DTYPES
+from editing_core.models.loading import DTYPES
+from editing_core.models.weights import QUANTISATIONS
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.runs.tables import method
@@ -32,7 +33,8 @@ KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
 RANGES = {"limit": (1, 1_000_000), "trial": (0, 1_000_000), "seed": (0, 2**31 - 1)}
 MOST_NAME = 90  # characters; a legend has room for no more
 # What departs from the defaults is told of these; `Assist.name` tells the rest of the assistance.
-TOLD = ("dtype", "direction", "eligible", "skip_bad", "generate", "texts", "references")
+TOLD = ("dtype", "quantised", "revision", "direction", "eligible", "skip_bad", "generate", "texts", "references")
+LATER = {"recipe": "", "quantised": "none", "revision": ""}  # stored runs that have no entry have these
 TOLD_OF_ASSIST = ("count", "choice", "minimum", "token_share", "subject_share")
 
 
@@ -41,8 +43,8 @@ class RunConfig:
     """One run. A value that exists is valid.
 
     dataset: "FORMAT[:PATH]". limit: how many records, none for 100 or all there are. stop: "" for the preset's.
-    recipe: of the editor, on top of its preset; "" for none. settings, assist, conventions: what departs from these.
-    texts, references: paths, "" for the bundled.
+    quantised, revision: as in `loading.Wanted`. recipe: of the editor, on top of its preset; "" for none. settings,
+    assist, conventions: what departs from these. texts, references: paths, "" for the bundled.
     """
 
     dataset: str = "pocket-facts"
@@ -53,6 +55,8 @@ class RunConfig:
     eligible: bool = False
     model: str = DEFAULT
     dtype: str = "float32"
+    quantised: str = "none"
+    revision: str = ""
     editor: str = "memit"
     recipe: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +87,7 @@ class RunConfig:
             ("dataset", FORMATS),
             ("direction", DIRECTIONS),
             ("dtype", DTYPES),
+            ("quantised", QUANTISATIONS),
             ("preset", CONVENTIONS),
             ("protocol", PROTOCOLS),
         ):
@@ -169,9 +174,9 @@ class RunConfig:
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values. Without a recipe there is no entry for one, because stored runs without one have none."""
+        """Plain values, those of LATER only where they differ from what is there."""
         values: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return {name: value for name, value in values.items() if value or name != "recipe"}
+        return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
     @staticmethod
     def of(values: Mapping[str, Any], where: str = "") -> "RunConfig":

@@ -40,7 +40,7 @@ TELL = 0.25  # seconds between two published steps
 LOOK = 0.1  # seconds between two looks for a request to stop
 GRACE = 1.2  # seconds a running operation has to end by itself after that
 DEFECT = "Something went wrong inside EditScope; the run's log has the details."
-Load = Callable[[str, str], LanguageModel]
+Load = Callable[[str, str, str, str], LanguageModel]
 
 
 class LiveJournal(FolderJournal):
@@ -95,7 +95,7 @@ def work_on(folder: RunFolder, load: Load) -> str:
             with leaving(folder):
                 done = perform(
                     config,
-                    lambda: load(config.model, config.dtype),
+                    lambda: load(config.model, config.dtype, config.quantised, config.revision),
                     Teller(folder),
                     LiveJournal(folder.path / UNITS),
                     lambda stage: _keep(folder, stage),

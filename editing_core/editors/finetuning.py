@@ -149,7 +149,7 @@ class FineTuning(Editor):
         """Train on all requests together, from the weights as they are now."""
         s = self.settings
         loss = self._loss()
-        devices = [lm.device] if lm.device.type == "cuda" else []
+        devices = [device for device in lm.devices if device.type == "cuda"]
         examples = self._examples(requests)
         initial, _ = log_perplexity(lm, requests, self.objective)
         items = items_of(lm, examples, Labels(s.mask, s.labels, self.objective.objects), loss.dpo > 0)

@@ -97,7 +97,7 @@ IN_THIS_PROCESS = Unedited()
 
 
 def _key(lm: LanguageModel, conventions: Conventions, asked: Sequence[Any]) -> str:
-    model: list[Any] = [lm.name, lm.revision, str(lm.model.dtype), lm.device.type]
+    model: list[Any] = [lm.name, lm.revision, lm.numbers, lm.device.type]
     model += [] if lm.frame == PLAIN else [asdict(lm.frame)]
     switches = {name: value for name, value in asdict(conventions).items() if name != "chat"}  # the frame tells it
     text = json.dumps([VERSION, model, switches, asked], sort_keys=True)

@@ -48,11 +48,21 @@ def card(lm: LanguageModel, delta: WeightDelta, kind: str, check: Check | None =
         _header(lm, kind),
         f"# An edit of {_escaped(base)}",
         _asked(origin, base, lm.revision),
-        f"## Load it\n\n```python\n{_loading(lm, kind)}\n```",
+        f"## Load it\n\n```python\n{_loading(lm, kind)}\n```{_packed(lm)}",
         f"## What changed\n\n{_changes(delta)}",
         f"## Checked\n\n{check.told() if check else 'It was not loaded again to compare it with the edit.'}",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _packed(lm: LanguageModel) -> str:
+    """That the base was no plain one, if it was not."""
+    if lm.quantised == "none":
+        return ""
+    return (
+        f"\n\nThe edit was made and checked on the model packed in {lm.quantised} (bitsandbytes); pass the same "
+        "`quantization_config` for the very same numbers."
+    )
 
 
 def _header(lm: LanguageModel, kind: str) -> str:

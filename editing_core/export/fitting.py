@@ -1,14 +1,14 @@
 """Whether an edit from anywhere fits a model: names, shapes, sizes and numbers, before anything is done with it."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editing_core.errors import BadRequest
-from editing_core.models.architectures import is_transposed
 from editing_core.models.delta import LowRank, Update, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.memory import told
+from editing_core.models.slots import Slot
 
 MAX_BYTES = 8 * 2**30  # of an edit that is read; the down-projections of a large model are less
 MAX_RANK = 20_000  # columns of factors: as many facts as a run may have, in as many iterations
@@ -36,14 +36,14 @@ def check_fits(lm: LanguageModel, delta: WeightDelta) -> None:
         twin = named.setdefault(id(parameters[name]), name)
         if twin != name:
             raise BadRequest(f"The edit names {twin} and {name}, which are one weight in {lm.name}; {_OTHER}.")
-        _check_update(lm, name, update, parameters[name])
+        _check_update(lm, name, update)
 
 
-def _check_update(lm: LanguageModel, name: str, update: Update, parameter: Tensor) -> None:
+def _check_update(lm: LanguageModel, name: str, update: Update) -> None:
     wrong = next((t.dtype for t in update.tensors().values() if t.dtype not in FLOATS), None)
     if wrong is not None:
         raise BadRequest(f"The update of {name} holds numbers of type {wrong}, floating ones are needed; {_OTHER}.")
-    shape = maths_shape(lm.model, name, parameter)
+    shape = Slot.of(lm.model, name).shape
     if update.shape != shape:
         raise BadRequest(f"The update of {name} has shape {update.shape}, {lm.name} needs {shape}; {_OTHER}.")
     if isinstance(update, LowRank):
@@ -52,12 +52,6 @@ def _check_update(lm: LanguageModel, name: str, update: Update, parameter: Tenso
             raise BadRequest(f"The update of {name} has rank {columns:,}, at most {MAX_RANK:,} are read; {_OTHER}.")
     if not _bounded(update):
         raise BadRequest(f"The update of {name} holds numbers that are infinite, undefined or too large; {_OTHER}.")
-
-
-def maths_shape(model: nn.Module, name: str, parameter: Tensor) -> tuple[int, ...]:
-    """(d_out, d_in) of a weight matrix however its module stores it, (d,) of a vector."""
-    turned = parameter.dim() == 2 and is_transposed(model.get_submodule(name.rpartition(".")[0]))
-    return tuple(parameter.shape[::-1] if turned else parameter.shape)
 
 
 def _bounded(update: Update) -> bool:

@@ -32,6 +32,11 @@ def write_merged(lm: LanguageModel, delta: WeightDelta, folder: Path) -> None:
         if lm.edited:
             raise BadRequest(f"{lm.name} carries another edit, which would go along; take it off first.")
         check_fits(lm, delta)
+        if not delta.added_to(lm.model):
+            raise BadRequest(
+                f"{lm.name} is packed or offloaded where the edit changes it, so that nothing can be added there; "
+                "export an adapter, or load the model plain and whole."
+            )
         with whole_folder(folder) as part:
             with delta.applied(lm.model), _same_config(lm):
                 lm.model.save_pretrained(part)

@@ -7,6 +7,7 @@ its answer a proof. `python -I reload.py JOB.json`, where the job is an object o
     export      folder of the adapter or the merged model, or file of the edit
     base        folder or hub id of the unedited model; revision: of a hub id, else empty
     dtype, device, attention, threads
+    quantisation  what bitsandbytes is asked for, empty for plain weights
     rows        lists of token numbers, each read alone
     out         safetensors file to write: "0", "1", ... are logits (tokens, vocabulary) of the rows in float32
 """
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
 
 
@@ -37,7 +38,10 @@ def load(job: dict[str, Any]) -> Any:
 
 
 def _model(job: dict[str, Any], place: str, revision: str) -> Any:
-    named = {"revision": revision} if revision else {}
+    named: dict[str, Any] = {"revision": revision} if revision else {}
+    if job["quantisation"]:
+        asked = BitsAndBytesConfig.from_dict(job["quantisation"])
+        named |= {"quantization_config": asked, "device_map": {"": job["device"]}}
     model = AutoModelForCausalLM.from_pretrained(
         place,
         dtype=getattr(torch, job["dtype"]),
@@ -46,7 +50,10 @@ def _model(job: dict[str, Any], place: str, revision: str) -> Any:
         trust_remote_code=False,
         **named,
     )
-    return model.to(job["device"]).eval()
+    for module in model.modules():  # on some processors weights would be repacked for other arithmetic
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+    return (model if job["quantisation"] else model.to(job["device"])).eval()
 
 
 @torch.no_grad()
@@ -57,9 +64,22 @@ def add_edit(model: torch.nn.Module, path: Path) -> None:
         for name in names:
             parameter = model.get_parameter(name)
             update = _update(file, name).to(parameter.device)
+            if not parameter.is_floating_point():
+                add_beside(model.get_submodule(name.rpartition(".")[0]), update)
+                continue
             if isinstance(model.get_submodule(name.rpartition(".")[0]), Conv1D) and update.dim() == 2:
                 update = update.T
             parameter.copy_((parameter.double() + update).to(parameter.dtype))
+
+
+def add_beside(module: torch.nn.Module, update: torch.Tensor) -> None:
+    """Add what the update makes of a packed layer's input to its output, in float32."""
+    matrix = update.float()
+
+    def hook(_module: torch.nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        return (output.float() + given[0].float() @ matrix.T).to(output.dtype)
+
+    module.register_forward_hook(hook)
 
 
 def _update(file: Any, name: str) -> torch.Tensor:

@@ -163,12 +163,19 @@ def _job(lm: LanguageModel, export: Path, kind: str, rows: list[list[int]], out:
         "base": lm.source,
         "revision": "" if local else lm.revision,
         "dtype": str(lm.model.dtype).removeprefix("torch."),
+        "quantisation": _quantisation(lm),
         "device": str(lm.device),
         "attention": lm.model.config._attn_implementation,
         "threads": torch.get_num_threads(),
         "rows": rows,
         "out": str(out),
     }
+
+
+def _quantisation(lm: LanguageModel) -> dict[str, Any]:
+    """What bitsandbytes was asked for, empty where weights are plain."""
+    asked = getattr(lm.model.config, "quantization_config", None)
+    return asked.to_dict() if asked else {}
 
 
 def _elsewhere(job: Mapping[str, Any], folder: Path, watch: Watch, limit: float) -> tuple[dict[str, Tensor], str]:

@@ -35,7 +35,7 @@ class CatalogRow:
         """Whether the weights come with EditScope."""
         return self.source == "bundled"
 
-    def bytes_needed(self, bytes_per_number: int = 4) -> int:
+    def bytes_needed(self, bytes_per_number: float = 4) -> int:
         """Rough memory of the weights alone."""
         return int(self.parameters * bytes_per_number)
 

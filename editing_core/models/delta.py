@@ -2,12 +2,14 @@
 
 `with delta.applied(model): ...` puts it on and takes it off again by copying the originals back, so the
 model is bit-equal afterwards, also after an error or a cancel. Adding and subtracting would not be:
-several percent of the entries differ in the last bit.
+several percent of the entries differ in the last bit. Where there are no numbers to add to, in packed and
+offloaded weights, the update is carried beside them, see `slots`.
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -18,10 +20,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from editing_core.errors import BadRequest, NotFinite
-from editing_core.models.architectures import is_transposed
+from editing_core.models.slots import Slot
 
 WIDEST = 1024  # rows or columns of a dense update whose rank is still found
-TILE = 2**20  # entries that are summed in float64 at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,34 +115,27 @@ def edits_on(model: nn.Module) -> int:
     return _ON.get(model, 0)
 
 
-def _rows(update: Update, transposed: bool, parameter: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Rows of the update, or of its transpose, float64 on the parameter's device, TILE entries at a time."""
-    count = max(1, TILE // max(1, parameter[0].numel())) if len(parameter) else 1
-    device = parameter.device
-    if isinstance(update, LowRank):
-        left, right = update.left.to(device, torch.float64), update.right.to(device, torch.float64)
-    for start in range(0, len(parameter), count):
-        rows = slice(start, start + count)
+class _Tiles:
+    """Rows of an update as a slot's rows lie, float64 on their device: it is never there whole."""
+
+    def __init__(self, update: Update, turned: bool, device: torch.device) -> None:
+        self.update, self.turned, self.device = update, turned, device
         if isinstance(update, LowRank):
-            yield rows, (left @ right[:, rows]).T if transposed else left[rows] @ right
-        else:
-            value = update.value.T if transposed else update.value
-            yield rows, value[rows].to(device, torch.float64)
+            self.left, self.right = (t.to(device, torch.float64) for t in (update.left, update.right))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        if isinstance(self.update, LowRank):
+            return (self.left @ self.right[:, rows]).T if self.turned else self.left[rows] @ self.right
+        value = self.update.value.T if self.turned else self.update.value
+        return value[rows].to(self.device, torch.float64)
 
 
-def _parameter(model: nn.Module, name: str) -> nn.Parameter:
-    try:
-        return model.get_parameter(name)
-    except AttributeError as error:
-        raise BadRequest(
-            f"The edit changes {name[:80]}, which this model does not have; use the model it was made for."
-        ) from error
-
-
-def _add(parameter: Tensor, tiles: Iterator[tuple[slice, Tensor]]) -> None:
+def _add(slot: Slot, update: Update) -> None:
     """A function of its own, because an edit that stays on keeps what its frame holds."""
-    for rows, update in tiles:
-        parameter[rows] = _sum(parameter[rows], update)
+    assert slot.parameter is not None
+    tiles = _Tiles(update, slot.turned, slot.parameter.device)
+    for rows, before in slot.rows():
+        slot.parameter[rows] = _sum(before, tiles[rows])
 
 
 def _sum(parameter: Tensor, update: Tensor) -> Tensor:
@@ -200,59 +194,67 @@ class WeightDelta:
         """Inside the block the model carries the edit; afterwards it is bit-equal to before.
 
         Everything is resolved and checked before the first weight is touched. Nests: the inner edit
-        comes off first.
+        comes off first. Updates of packed and offloaded weights are carried beside them.
         """
         if not self.finite:
             raise NotFinite(
                 "The update contains infinite or undefined numbers, so it was not applied; use fewer iterations or a "
                 "smaller step."
             )
-        parameters = {name: _parameter(model, name) for name in self.updates}
-        edited = {name: self._tiles(model, name, p) for name, p in parameters.items()}
-        originals: dict[str, Tensor] = {}
+        slots = [self._slot(model, name) for name in self.updates]
+        originals: list[tuple[Tensor, Tensor]] = []
         _ON[model] = edits_on(model) + bool(self.updates)
         try:
-            with torch.no_grad():
-                for name, p in parameters.items():
-                    originals[name] = p.detach().clone()
-                    _add(p, edited.pop(name))
-            yield
+            with ExitStack() as beside:
+                for slot in slots:
+                    if slot.plain and slot.parameter is not None:
+                        with torch.no_grad():
+                            originals.append((slot.parameter, slot.parameter.detach().clone()))
+                            _add(slot, self.updates[slot.name])
+                    else:
+                        for module in slot.modules:
+                            beside.enter_context(slot.carrying(module, self.updates[slot.name]))
+                yield
         finally:
             with torch.no_grad():
-                for name, original in reversed(originals.items()):  # two names may be of one weight
-                    parameters[name].copy_(original)
+                for parameter, original in reversed(originals):  # two names may be of one weight
+                    parameter.copy_(original)
             _ON[model] -= bool(self.updates)
 
-    def _tiles(self, model: nn.Module, name: str, parameter: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The update as rows of the parameter lie, float64, a few rows at a time: it is never there whole."""
-        own = self.updates[name]
-        transposed = parameter.dim() == 2 and is_transposed(model.get_submodule(name.rpartition(".")[0]))
-        shape = own.shape[::-1] if transposed else own.shape
-        if shape != tuple(parameter.shape):  # before the product is made, which a foreign edit could make huge
+    def added_to(self, model: nn.Module) -> bool:
+        """Whether all of it is added to weights of the model, and nothing carried beside them."""
+        return all(self._slot(model, name).plain for name in self.updates)
+
+    def _slot(self, model: nn.Module, name: str) -> Slot:
+        """Where an update belongs; BadRequest unless it is there and of the update's shape."""
+        slot, shape = Slot.of(model, name), self.updates[name].shape
+        if shape != slot.shape:  # before the product is made, which a foreign edit could make huge
             raise BadRequest(
-                f"The update of {name} has shape {shape}, the model needs {tuple(parameter.shape)}; "
+                f"The update of {name} has shape {shape}, the model needs {slot.shape}; "
                 "use the model this edit was made for."
             )
-        return _rows(own, transposed, parameter)
+        return slot
 
     def proofs(self, model: nn.Module) -> list[Proof]:
         """Per parameter: relative Frobenius norm, rank, and entries that differ after rounding.
 
-        `model` must be the unedited one.
+        `model` must be the unedited one. Of packed and offloaded weights it is told of what they stand for.
         """
-        rows = []
+        found = []
         for name, update in self.updates.items():
-            p = _parameter(model, name).detach()
+            slot, tiles = self._slot(model, name), None
             moved = before = 0.0
             changed = 0
-            for at, piece in self._tiles(model, name, p):
+            for at, rows in slot.rows():
+                tiles = tiles or _Tiles(update, slot.turned, rows.device)
+                piece = tiles[at]
                 moved += float(piece.square().sum())
-                before += float(p[at].double().square().sum())
-                changed += int((_sum(p[at], piece) != p[at]).sum())
+                before += float(rows.double().square().sum())
+                changed += int((_sum(rows, piece) != rows).sum())
             # Biases may be zero to begin with; then the change itself is told.
             norm = (moved / (before or 1.0)) ** 0.5
-            rows.append(Proof(name, norm, update.rank(), changed, p.numel()))
-        return rows
+            found.append(Proof(name, norm, update.rank(), changed, math.prod(slot.shape)))
+        return found
 
     def save(self, path: Path) -> None:
         """Write factors and provenance as one safetensors file."""

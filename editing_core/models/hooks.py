@@ -156,8 +156,8 @@ def only_at(module: nn.Module, rows: Tensor, positions: Tensor) -> Forward:
     run = module.forward
 
     def answer(state: Tensor) -> Tensor:
-        found: Tensor = run(state[rows, positions][None])[0]
-        return found.new_zeros(*state.shape[:2], found.shape[-1]).index_put((rows, positions), found)
+        found: Tensor = run(state[at_on(state, rows, positions)][None])[0]
+        return found.new_zeros(*state.shape[:2], found.shape[-1]).index_put(at_on(found, rows, positions), found)
 
     return answer
 
@@ -165,4 +165,11 @@ def only_at(module: nn.Module, rows: Tensor, positions: Tensor) -> Forward:
 def kept_but_at(module: nn.Module, kept: Tensor, rows: Tensor, positions: Tensor) -> Forward:
     """The same, with `kept` (rows, tokens, width) elsewhere."""
     run = module.forward
-    return lambda state: kept.index_put((rows, positions), run(state[rows, positions][None])[0])
+    return lambda state: kept.index_put(
+        at_on(kept, rows, positions), run(state[at_on(state, rows, positions)][None])[0].to(kept.device)
+    )
+
+
+def at_on(state: Tensor, *index: Tensor) -> tuple[Tensor, ...]:
+    """An index where the state is, which may be on another device than what else there is of a spread model."""
+    return tuple(part.to(state.device) for part in index)

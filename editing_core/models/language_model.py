@@ -3,7 +3,6 @@
 Whoever uses the model holds `lm.lock`. The device is read from the model and nowhere a constant.
 """
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,29 +14,22 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    Cache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from editing_core.errors import BadRequest, ModelUnavailable, OutOfMemory
+from editing_core.errors import BadRequest, OutOfMemory
 from editing_core.models import memory, selftest
 from editing_core.models.architectures import Architecture, window_of
 from editing_core.models.catalog import alphabet_of, source_of
 from editing_core.models.chat import frame_of
 from editing_core.models.delta import edits_on
 from editing_core.models.hooks import answering, only_at
+from editing_core.models.loading import Device, Wanted, device_of, load
 from editing_core.models.tokens import PLAIN, Batch, Coder, Frame, pad, runs
+from editing_core.models.weights import quantisation_of
 
 LEAST = 64  # the most often that forwards are halved; a token row or two are left then
 P = ParamSpec("P")
 T = TypeVar("T")
-NO_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may say that memory ran out
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(eq=False)
@@ -62,42 +54,21 @@ class LanguageModel:
 
     @staticmethod
     def load(
-        name: str, device: str | None = None, dtype: str = "float32", folder: Path | None = None
+        name: str,
+        device: Device | None = None,
+        dtype: str = "float32",
+        folder: Path | None = None,
+        quantised: str = "none",
+        revision: str = "",
     ) -> "LanguageModel":
-        """Load a catalog name or hub id, or `folder` under the name given. Safetensors only, no remote code.
+        """Load a catalog name or hub id, or `folder` under the name given, see `loading`. The rest is as in `Wanted`.
 
         ModelUnavailable when it cannot be had, OutOfMemory when it does not fit.
         """
         source = str(folder) if folder else source_of(name)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-            Architecture.of(config)
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=False
-            )
-            model.to(torch.device(device))  # type: ignore[arg-type]
-        except NO_MEMORY as error:
-            if not _is_out_of_memory(error):
-                raise
-            raise OutOfMemory(
-                f"{name} in {dtype} does not fit into the memory of {device}; "
-                "choose a smaller model, or a smaller dtype such as bfloat16."
-            ) from error
-        except (OSError, ValueError, ImportError) as error:
-            if "trust_remote_code" in str(error):
-                raise ModelUnavailable(
-                    f"The model {name!r} runs Python code of its own repository, which EditScope never does; choose a "
-                    "model whose architecture is part of transformers."
-                ) from error
-            raise ModelUnavailable(
-                f"The model {name!r} could not be loaded ({_first_line(error)}); check the name and the network, "
-                "or choose the bundled pocket-gpt2."
-            ) from error
-        revision = getattr(config, "_commit_hash", None) or _fingerprint(Path(source))
+        found = load(Wanted(name, source, dtype, device, quantised, revision))
         place = str(folder.resolve()) if folder else source
-        lm = LanguageModel(model, tokenizer, name, revision, alphabet_of(name), source=place)
+        lm = LanguageModel(found.model, found.tokenizer, name, found.revision, alphabet_of(name), source=place)
         lm.verify()
         return lm
 
@@ -117,8 +88,20 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where inputs go."""
-        return self.model.device
+        """Where inputs go, and what `hidden` and `logits` give is; blocks of a spread model may be on others."""
+        return device_of(self.model.get_input_embeddings())
+
+    @property
+    def devices(self) -> list[torch.device]:
+        """All that its parts compute on."""
+        blocks = self.model.get_submodule(self.architecture.blocks).children()
+        return list(dict.fromkeys(map(device_of, (self.model.get_input_embeddings(), *blocks, self.head))))
+
+    @property
+    def tightest(self) -> torch.device:
+        """The one of them with the least free memory."""
+        devices = self.devices
+        return devices[0] if len(devices) == 1 else min(devices, key=memory.free_bytes)
 
     @property
     def edited(self) -> bool:
@@ -131,6 +114,17 @@ class LanguageModel:
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
     @property
+    def quantised(self) -> str:
+        """How its linear layers are packed, "none" where they are plain, see `weights.quantisation_of`."""
+        return quantisation_of(self.model.config)
+
+    @property
+    def numbers(self) -> str:
+        """What its weights are kept in: a dtype, and how linear layers are packed, as in "bfloat16-nf4"."""
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return dtype if self.quantised == "none" else f"{dtype}-{self.quantised}"
+
+    @property
     def layers(self) -> int:
         """Number of blocks."""
         return len(list(self.model.get_submodule(self.architecture.blocks).children()))
@@ -139,10 +133,11 @@ class LanguageModel:
     def blocks_give_tuples(self) -> bool:
         """Whether a block gives its state as the first of several values, as those of some families do."""
         width = self.model.config.get_text_config().hidden_size
-        state = torch.zeros(1, 1, width, dtype=self.model.dtype, device=self.device)
+        block = self.model.get_submodule(self.architecture.block(0))
+        state = torch.zeros(1, 1, width, dtype=self.model.dtype, device=device_of(block))
         attention = self.model.get_submodule(self.architecture.attention_of(0))
         with torch.no_grad(), answering({attention: lambda *_, **__: (state, None)}):
-            return isinstance(self.model.get_submodule(self.architecture.block(0))(state), tuple)
+            return isinstance(block(state), tuple)
 
     @property
     def context(self) -> int:
@@ -172,7 +167,7 @@ class LanguageModel:
             past_key_values=cache,
             use_cache=cache is not None,
         )[0]
-        return state
+        return state.to(self.device)
 
     def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(n, vocabulary) logits in `precision` at the given row and position pairs, and only there."""
@@ -195,7 +190,7 @@ class LanguageModel:
         found: Tensor = self.head(hidden)
         if cap := getattr(self.model.config.get_text_config(), "final_logit_softcapping", None):
             found = cap * torch.tanh(found / cap)
-        return found.to(self.precision)
+        return found.to(self.device, self.precision)
 
     def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """(n,) in `precision`: minus the log-probability of each label (n,) after final hidden states (n, d).
@@ -239,15 +234,15 @@ class LanguageModel:
     @property
     def tokens_per_forward(self) -> int:
         """Most tokens of a forward that keeps nothing for a backward pass, see `memory`."""
-        return self.at_most(memory.forward_tokens(memory.sizes_of(self.model), self.device))
+        return self.at_most(memory.forward_tokens(memory.sizes_of(self.model), self.tightest))
 
     def tokens_per_backward(self, blocks: int, trained: bool = False) -> int:
         """Most tokens of a forward that keeps so many blocks' states, trained: for gradients of their weights."""
-        return self.at_most(memory.backward_tokens(memory.sizes_of(self.model), self.device, blocks, trained))
+        return self.at_most(memory.backward_tokens(memory.sizes_of(self.model), self.tightest, blocks, trained))
 
     def tokens_per_collection(self, layers: int) -> int:
         """Most tokens of a forward that keeps the keys of so many layers, see `memory`."""
-        return self.at_most(memory.key_tokens(memory.sizes_of(self.model), self.device, layers))
+        return self.at_most(memory.key_tokens(memory.sizes_of(self.model), self.tightest, layers))
 
     def at_most(self, count: int) -> int:
         """So many tokens or rows at once, or fewer since memory ran out."""
@@ -261,8 +256,8 @@ class LanguageModel:
         while True:
             try:
                 return work()
-            except NO_MEMORY as error:
-                if not _is_out_of_memory(error):
+            except memory.NO_MEMORY as error:
+                if not memory.ran_out(error):
                     raise
             # Outside the except block, so that the failed attempt's tensors are free.
             if self.divisor >= LEAST:
@@ -298,20 +293,3 @@ def fitted(work: Callable[Concatenate[LanguageModel, P], T]) -> Callable[Concate
         return lm.fitting(lambda: work(lm, *args, **kwargs))
 
     return fits
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """The processor's allocator has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _fingerprint(folder: Path) -> str:
-    """A short hash of the weights in a folder."""
-    digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    return digest.hexdigest()[:12]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:160].rstrip(".") if str(error).strip() else type(error).__name__

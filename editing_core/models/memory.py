@@ -21,6 +21,12 @@ LEAST = 64  # tokens of a forward, however little is free
 LOOKED = 1 / 8  # share of an optimisation's tokens whose logits are looked at
 CGROUP = Path("/sys/fs/cgroup")
 OWN_CGROUP = Path("/proc/self/cgroup")
+NO_MEMORY = (torch.OutOfMemoryError, MemoryError, RuntimeError)  # what may say that memory ran out
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether memory did. The processor's allocator has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 @dataclass(frozen=True)

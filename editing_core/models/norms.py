@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from editing_core.models.loading import device_of
+
 if TYPE_CHECKING:
     from editing_core.models.language_model import LanguageModel
 
@@ -50,8 +52,9 @@ def in_stream(lm: "LanguageModel", layer: int, values: Tensor) -> Tensor:
     name = lm.architecture.mlp_norm_of(layer)
     if name is None:
         return values
-    found: Tensor = lm.model.get_submodule(name)(values.to(lm.model.dtype))
-    return found.to(values.dtype)
+    norm = lm.model.get_submodule(name)
+    found: Tensor = norm(values.to(device_of(norm), lm.model.dtype))
+    return found.to(values)
 
 
 @torch.no_grad()
@@ -64,5 +67,6 @@ def at_down(lm: "LanguageModel", layer: int, change: Tensor, keys: Tensor) -> Te
     if name is None:
         return change
     down, norm = lm.model.get_submodule(lm.architecture.down(layer)), lm.model.get_submodule(name)
-    state: Tensor = down(keys.to(lm.model.dtype))
-    return pulled_back(change, state.double(), norm(state).double(), gain_of(norm, state))
+    state: Tensor = down(keys.to(device_of(down), lm.model.dtype))
+    here = change.to(state.device)
+    return pulled_back(here, state.double(), norm(state).double(), gain_of(norm, state)).to(change.device)

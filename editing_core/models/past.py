@@ -35,7 +35,8 @@ class Past:
 
     def select(self, rows: Tensor) -> "Past":
         """That of some rows, by numbers or truth values."""
-        return Past({i: (keys[rows], values[rows]) for i, (keys, values) in self.layers.items()}, self.mask[rows])
+        layers = {i: (k[rows.to(k.device)], v[rows.to(v.device)]) for i, (k, v) in self.layers.items()}
+        return Past(layers, self.mask[rows])
 
     def cache(self, depth: int) -> DynamicCache:
         """For a forward of a model of so many blocks; blocks without an entry must not run their attention."""
@@ -120,7 +121,7 @@ class Openings:
                     keys, values = (t.new_zeros(len(rows), t.shape[1], longest, t.shape[3]) for t in found)
                     layers[i] = keys, values
                 for whole, part in zip(layers[i], found, strict=True):
-                    whole[here, :, :width] = part
+                    whole[here.to(whole.device), :, :width] = part
         return Openings(rows, Past(layers, mask))
 
     def lead(self, number: int, row: Sequence[int]) -> int:
@@ -135,8 +136,11 @@ class Openings:
             return Past.nothing(len(numbers), numbers.device)
         width = int(leads.max())
         mask = (torch.arange(width, device=leads.device) < leads[:, None]).long()
-        layers = self.past.layers.items()
-        return Past({i: (keys[numbers, :, :width], values[numbers, :, :width]) for i, (keys, values) in layers}, mask)
+
+        def cut(whole: Tensor) -> Tensor:
+            return whole[numbers.to(whole.device), :, :width]
+
+        return Past({i: (cut(keys), cut(values)) for i, (keys, values) in self.past.layers.items()}, mask)
 
 
 NO_OPENINGS = Openings()

@@ -1,14 +1,15 @@
 """Refusals: what cannot be edited, told from a model's configuration before anything is loaded.
 
-Editing changes the plain weight matrix of a decoder's dense MLP. Each reason completes the sentence
+Editing changes the weight matrix of a decoder's dense MLP, or what stands beside it. Each reason completes the sentence
 "This model ..." and ends with what to do instead.
 """
-
-from typing import Any
 
 from transformers import PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from editing_core.models.weights import quantisation_of
+
+EDITABLE = ("none", "int8", "nf4", "fp4")
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_tok")
 
 
@@ -21,10 +22,10 @@ def reason(config: PretrainedConfig, known: bool = False) -> str | None:
 
 
 def _storage(config: PretrainedConfig) -> str | None:
-    if method := _quantised(config):
+    if (quantised := quantisation_of(config)) not in EDITABLE:
         return (
-            f"keeps its linear layers packed ({method}), while an edit changes plain weights, so only an adapter would "
-            "work there; choose a checkpoint that is not quantised"
+            f"keeps its linear layers packed ({quantised}) in a way that EditScope does not edit beside; choose a "
+            f"checkpoint that is plain, or packed by bitsandbytes ({', '.join(EDITABLE[1:])})"
         )
     return None
 
@@ -48,15 +49,6 @@ def _structure(config: PretrainedConfig) -> str | None:
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return "fills gaps in a text and does not continue it; choose a decoder such as gpt2 or llama"
     return None
-
-
-def _quantised(config: PretrainedConfig) -> str:
-    """By what its weights are packed, or nothing."""
-    found: Any = getattr(config, "quantization_config", None)
-    if not found:
-        return ""
-    method = found.get("quant_method") if isinstance(found, dict) else getattr(found, "quant_method", None)
-    return str(getattr(method, "value", method) or "quantised")
 
 
 def _has_experts(config: PretrainedConfig) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from editing_core.models.blocks import behind, entered
-from editing_core.models.hooks import answering, kept_but_at, watching
+from editing_core.models.hooks import answering, at_on, kept_but_at, watching
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.past import NO_OPENINGS, Openings, Past, causal, continued
 from editing_core.models.tokens import Batch
@@ -121,14 +121,18 @@ class _Group:
             lm.hidden(own, cache)
         starts, shifted = numbers([s.start - s.lead for s in scenes]), numbers([s.shifted - s.lead for s in scenes])
         self.rows = torch.arange(len(scenes), device=lm.device)
-        self.anchors = {site: seen[site][self.rows, shifted] for site in sites}
-        self.entry = seen[f"{block}.input"][self.rows, shifted][:, None]
-        self.attended = seen[attention][self.rows, shifted][:, None]
+
+        def at_shifted(state: Tensor) -> Tensor:
+            return state[at_on(state, self.rows, shifted)]
+
+        self.anchors = {site: at_shifted(seen[site]).to(lm.device) for site in sites}
+        self.entry = at_shifted(seen[f"{block}.input"])[:, None]
+        self.attended = at_shifted(seen[attention])[:, None]
         lengths = own.lengths - starts
         positions = starts[:, None] + torch.arange(int(lengths.max()), device=lm.device)
         there = self.rows[:, None], positions.clamp(max=own.ids.shape[1] - 1)
-        self.state = seen[block][there]
-        self.kept = {name: seen[name][there] for name in self.next}
+        self.state = seen[block][at_on(seen[block], *there)]
+        self.kept = {name: seen[name][at_on(seen[name], *there)] for name in self.next}
         earlier = (torch.arange(int(starts.max()), device=lm.device) < starts[:, None]).long()
         mask = torch.cat([past.mask, earlier], dim=1)
         self.past = Past.kept(cache, range(self.layer + 1, lm.layers), mask)
@@ -160,14 +164,14 @@ class _Group:
 
     def _shifted(self, shifts: Mapping[str, Tensor]) -> Tensor:
         """(rows, tokens, d): the block's output with shifts."""
-        names, dtype = self.lm.architecture, self.state.dtype
-        at = self.rows, self.shifted
-        own = {site: shift.to(dtype)[:, None] for site, shift in shifts.items()}
+        names = self.lm.architecture
+        at = at_on(self.state, self.rows, self.shifted)
+        own = {site: shift.to(self.state)[:, None] for site, shift in shifts.items()}
         whole = own.pop(names.block(self.layer), None)
         if not own:
             assert whole is not None
             return self.state.index_put(at, whole[:, 0], accumulate=True)
-        attended = self.attended + own.get(names.attention_out_of(self.layer), 0)
+        attended = self.attended.to(self.state.device) + own.get(names.attention_out_of(self.layer), 0)
         shift, run = own.get(names.down(self.layer)), self.down.forward
 
         def down(key: Tensor) -> Tensor:
@@ -190,8 +194,12 @@ class _Group:
             batch.positions[rows, :width],
         )
         self.past = self.past.select(rows)
-        self.state, self.entry, self.attended = self.state[rows, :width], self.entry[rows], self.attended[rows]
-        self.kept = {name: kept[rows, :width] for name, kept in self.kept.items()}
+
+        def some(state: Tensor) -> Tensor:
+            return state[rows.to(state.device), :width]
+
+        self.state, self.entry, self.attended = some(self.state), some(self.entry), some(self.attended)
+        self.kept = {name: some(kept) for name, kept in self.kept.items()}
         self.shifted, self.rows = self.shifted[rows], self.rows[: len(lengths)]
         mine = rows[self.looked_row]
         self.looked_row, self.looked_at = number[self.looked_row[mine]], self.looked_at[mine]

@@ -88,7 +88,7 @@ def check_head(lm: "LanguageModel") -> None:
     """`LanguageModel.logits` of final states gives the model's own logits."""
     batch = lm.batch([[1, 2, 3]])
     own = lm.model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
-    if not torch.allclose(lm.logits(lm.hidden(batch)).float(), own.float(), atol=1e-2):
+    if not torch.allclose(lm.logits(lm.hidden(batch)).float(), own.float().to(lm.device), atol=1e-2):
         raise ModelUnavailable(
             f"{lm.name} makes its logits in a way EditScope does not know, such as by scaling them; "
             "it cannot be edited with this version, choose another model."

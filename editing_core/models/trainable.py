@@ -16,6 +16,8 @@ from editing_core.errors import BadSetting
 from editing_core.models.architectures import is_transposed
 from editing_core.models.delta import Dense, LowRank, Update, WeightDelta
 from editing_core.models.language_model import LanguageModel
+from editing_core.models.loading import device_of
+from editing_core.models.slots import Slot
 
 ADAPTER = "default"  # the name peft gives an adapter that needs none
 PARTS = ("attention", "mlp")
@@ -44,8 +46,16 @@ class Lora:
 
 @contextmanager
 def unfrozen(lm: LanguageModel, names: Sequence[str]) -> Iterator[Trainable]:
-    """Train the named parameters in place; their originals are copied back in the end."""
+    """Train the named parameters in place; their originals are copied back in the end.
+
+    BadSetting where one of them is packed or offloaded.
+    """
     parameters = {name: lm.model.get_parameter(name) for name in names}
+    if kept := sum(not Slot.of(lm.model, name).plain for name in names):
+        raise BadSetting(
+            f"{lm.name} keeps {kept} of the weights to train packed or offloaded, where they cannot be trained; "
+            "train an adapter (lora=true), or load the model plain and whole."
+        )
     originals = {name: p.detach().clone() for name, p in parameters.items()}
 
     def delta() -> WeightDelta:
@@ -87,6 +97,12 @@ def adapted(lm: LanguageModel, modules: Sequence[str], lora: Lora) -> Iterator[T
     from peft.tuners.lora import LoraModel
 
     originals = {name: lm.model.get_submodule(name) for name in modules}
+    for name, module in originals.items():
+        if not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+            raise BadSetting(
+                f"There is no adapter for {name}, a layer of type {type(module).__name__}; use another editor, or load "
+                "the model plain."
+            )
     turned = any(is_transposed(module) for module in originals.values())
     config = LoraConfig(
         r=lora.rank,
@@ -119,9 +135,14 @@ def adapted(lm: LanguageModel, modules: Sequence[str], lora: Lora) -> Iterator[T
 
 def _factors(layer: nn.Module) -> tuple[nn.Parameter, nn.Parameter]:
     """A and B of an adapted layer, in float32."""
-    embeds = isinstance(layer.base_layer, nn.Embedding)
+    base: nn.Module = layer.base_layer  # type: ignore[assignment]
+    embeds = isinstance(base, nn.Embedding)
     names = ("lora_embedding_A", "lora_embedding_B") if embeds else ("lora_A", "lora_B")
     parts = [getattr(layer, name)[ADAPTER] for name in names]
+    if not embeds and parts[0].weight.device.type == "meta":  # as an offloaded layer's weights are
+        for part in parts:
+            part.to_empty(device=device_of(base))
+        layer.reset_lora_parameters(ADAPTER, init_lora_weights=True)  # type: ignore[operator]
     parameters: list[nn.Parameter] = [part if embeds else part.weight for part in parts]
     for parameter in parameters:
         parameter.data = parameter.data.float()

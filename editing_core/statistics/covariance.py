@@ -156,10 +156,9 @@ class CovarianceStore:
 
     def key(self, lm: LanguageModel, layer: int, corpus: TextSource) -> CovarianceKey:
         """The key under which a layer's statistic is kept."""
-        dtype = str(next(lm.model.parameters()).dtype).removeprefix("torch.")
         cut = CUT if lm.context > CUT else 0
         number = corpus.documents_in_key
-        return CovarianceKey(lm.name, lm.revision, layer, corpus.name, corpus.digest, number, dtype, cut)
+        return CovarianceKey(lm.name, lm.revision, layer, corpus.name, corpus.digest, number, lm.numbers, cut)
 
     def has(self, lm: LanguageModel, layers: Sequence[int], corpus: TextSource) -> bool:
         """Whether all layers are there."""

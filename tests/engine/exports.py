@@ -3,8 +3,8 @@
 import torch
 
 from editing_core.export import reload, verify
-from editing_core.export.fitting import maths_shape
 from editing_core.models.delta import Dense, LowRank, WeightDelta
+from editing_core.models.slots import Slot
 
 IDS = [[5, 6, 7, 8, 9, 10, 11, 12], [300, 20, 7]]
 
@@ -21,7 +21,7 @@ def places(lm):
 
 
 def shape_of(lm, name):
-    return maths_shape(lm.model, name, lm.model.get_parameter(name))
+    return Slot.of(lm.model, name).shape
 
 
 def random_edit(lm, rank=2, dtype=torch.float32):

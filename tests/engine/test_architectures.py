@@ -56,7 +56,7 @@ def test_what_checkpoints_differ_in_is_read_from_the_configuration(parallel):
         (Gemma3Config(), "'gemma3' wraps its text model for other inputs"),
         (
             LlamaConfig(quantization_config=PACKED),
-            r"'llama' keeps its linear layers packed \(gptq\), .* only an adapter",
+            r"'llama' keeps its linear layers packed \(gptq\) .* choose a checkpoint that is plain",
         ),
         (OPTConfig(do_layer_norm_before=False), "do_layer_norm_before=False: it normalises the residual stream"),
         (Gemma3TextConfig(use_bidirectional_attention=True), "lets tokens see what stands behind them"),
@@ -161,7 +161,7 @@ def test_packed_weights_are_told():
     lm = tiny_model("llama")
     down = lm.model.get_submodule(lm.architecture.down(1))
     down.weight = nn.Parameter(down.weight.to(torch.int8), requires_grad=False)
-    refused(lm, "keeps model.layers.1.mlp.down_proj as Linear and not as a plain weight matrix, so only an adapter")
+    refused(lm, "keeps model.layers.1.mlp.down_proj as Linear and not as a plain or packed weight matrix, which an")
 
 
 def test_scaled_logits_are_told():

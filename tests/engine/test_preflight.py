@@ -8,9 +8,9 @@ import pytest
 from benchmarks.memory import Case, estimated, measured
 from editing_core import cli, cli_plan, preflight
 from editing_core.editors.stopping import StopSettings
-from editing_core.footprint import parameters
 from editing_core.models import memory
 from editing_core.models.catalog import CATALOG
+from editing_core.models.weights import parameters
 from editing_core.preflight import Place, need
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
@@ -58,7 +58,7 @@ def test_the_sentence_names_the_parts():
 
 @pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if not row.bundled])
 def test_without_a_configuration_the_weights_are_told(name, monkeypatch):
-    monkeypatch.setattr(preflight, "_known", lambda _source: (None, 0))
+    monkeypatch.setattr(preflight, "_known", lambda _source: None)
     found = need(name, "memit", place=Place("bfloat16"))
     assert found.beside == CATALOG[name].bytes_needed(2)
     assert str(found).endswith("for its weights")
@@ -88,7 +88,7 @@ def test_fewer_layers_are_a_way_out(monkeypatch):
 def test_the_command_line_warns_before_it_loads(monkeypatch, capsys):
     monkeypatch.setattr(preflight, "free_here", lambda _device=None: 10**6)
     said = []
-    monkeypatch.setattr(cli_plan, "load_model", lambda name, _dtype: said.append((name, capsys.readouterr().err)))
+    monkeypatch.setattr(cli_plan, "load_model", lambda name, *_: said.append((name, capsys.readouterr().err)))
     settings = editor_row("memit").preset("pocket-gpt2").settings
     cli_plan.load_for(EditPlan("memit", settings, StopSettings()), 1, "pocket-gpt2")
     ((name, told),) = said

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
 from editing_core.errors import OutOfMemory
 from editing_core.evaluation.scoring import generate, next_tokens, score_objects, text_perplexities
@@ -238,7 +239,7 @@ def test_a_model_that_does_not_fit_is_said_at_loading(monkeypatch):
     def no_room(*_arguments, **_options):
         raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr(torch.nn.Module, "to", no_room)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", no_room)
     with pytest.raises(OutOfMemory, match="pocket-gpt2 in float32 does not fit into the memory of cpu; choose"):
         LanguageModel.load("pocket-gpt2", device="cpu")
 

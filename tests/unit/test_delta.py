@@ -208,7 +208,7 @@ def test_refuses_a_wrong_shape(net):
     before = snapshot(net)
     delta = WeightDelta({"linear.weight": low_rank(), "conv.weight": low_rank(width_in=6)})
     with (
-        pytest.raises(BadRequest, match=r"conv.weight has shape \(6, 7\), the model needs \(5, 7\)"),
+        pytest.raises(BadRequest, match=r"conv.weight has shape \(7, 6\), the model needs \(7, 5\)"),
         delta.applied(net),
     ):
         pass

@@ -215,6 +215,8 @@ OTHER = {
     "eligible": True,
     "model": "gpt2",
     "dtype": "float16",
+    "quantised": "nf4",
+    "revision": "v2",
     "editor": "pmet",
     "settings": {"decay": 1e-3},
     "iterations": 1,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
-from editing_core.models.hooks import stopping_after, watching
+from editing_core.models.hooks import at_on, stopping_after, watching
 from editing_core.models.language_model import LanguageModel, fitted
 
 
@@ -51,7 +51,7 @@ def states_at_subject(lm: LanguageModel, rows: SubjectRows, site: str, inputs: b
         with watching(lm.model, **kept) as seen, stopping_after(lm.model, site):
             lm.hidden(batch)
         index = torch.arange(len(batch.ids), device=lm.device)
-        parts.append(seen[name][index, batch.lengths - 1].double())
+        parts.append(seen[name][at_on(seen[name], index, batch.lengths - 1)].double().to(lm.device))
         order += numbers
     states = torch.cat(parts)[torch.tensor(order).argsort()]
     return states.reshape(-1, rows.templates, states.shape[-1])

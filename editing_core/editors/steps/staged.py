@@ -144,7 +144,8 @@ class _Part:
 
     def at_end(self, states: Tensor) -> Tensor:
         """(rows, width) float64 of (rows, tokens, width)."""
-        return states[torch.arange(len(states), device=states.device), self.lengths - 1].double()
+        rows = torch.arange(len(states), device=states.device)
+        return states[rows, (self.lengths - 1).to(states.device)].double().to(self.lm.device)
 
 
 class _Openings:
