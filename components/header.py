@@ -7,7 +7,7 @@ import gradio as gr
 
 from editing_core import preflight
 from editing_core.models import memory
-from editing_core.models.catalog import CATALOG, DEFAULT
+from editing_core.models.catalog import CATALOG, DEFAULT, is_hub_id, unknown
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
 from editing_core.statistics.covariance import Corpus, CovarianceStore
@@ -17,12 +17,22 @@ NAME = "<h1 class='es-name'>EditScope <small>edit facts in a language model and 
 
 @dataclass(frozen=True)
 class Header:
-    """Widgets of the header. `load` is shown while the chosen model is not loaded. names: of the models on offer."""
+    """Widgets of the header. `load` is shown while the chosen model is not loaded.
+
+    names: of the models on offer. open: whether others may be named by their hub id.
+    """
 
     model: gr.Dropdown
     state: gr.HTML
     load: gr.Button
     names: tuple[str, ...]
+    open: bool = False
+
+    def check(self, name: object) -> str:
+        """The name, when it may be chosen here; UnknownName otherwise. What is typed is never a path."""
+        if name in self.names or (self.open and is_hub_id(str(name))):
+            return str(name)
+        raise unknown(str(name), "model", self.names)
 
 
 def build(largest: float | None = None) -> Header:
@@ -40,26 +50,28 @@ def build(largest: float | None = None) -> Header:
             label="Model",
             show_label=False,
             container=False,
+            allow_custom_value=largest is None,
             elem_id="model",
             min_width=230,
             scale=0,
         )
         load = gr.Button("Load", size="sm", visible=False, elem_id="load", scale=0, min_width=70)
         state = gr.HTML(elem_id="state", elem_classes="es-state")
-    return Header(model, state, load, tuple(name for _, name in choices))
+    return Header(model, state, load, tuple(name for _, name in choices), largest is None)
 
 
 def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str, busy: str = "") -> str:
     """Ready or not, what loading would take, and whether the editor's statistics are at hand."""
-    row = CATALOG[model]
+    row = CATALOG.get(model)
+    note = row.note if row else "by its hub id; presets are suggestions"
     if busy:
         return _line("busy", "◐", busy)
     if not host.is_loaded(model):
-        return _line("off", "○", f"not loaded; {_memory(host, model, editor)}. {row.note}")
+        return _line("off", "○", f"not loaded; {_memory(host, model, editor)}. {note}")
     return _line(
         "ready",
         "●",
-        f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {row.note}",
+        f"model ready on {host.get(model).device} · {_statistics(host, store, model, editor)} · {note}",
     )
 
 

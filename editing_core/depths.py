@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import try_to_load_from_cache
 
 from editing_core import paths
-from editing_core.models.catalog import CATALOG, HUB_ID
+from editing_core.models.catalog import CATALOG, is_hub_id
 
 SPREAD, SINGLE, TRAINED = (5, 0.29), (1, 0.25), (3, 0.18)  # how many layers, and at which share of the depth they end
 
@@ -23,7 +23,11 @@ SPREAD, SINGLE, TRAINED = (5, 0.29), (1, 0.25), (3, 0.18)  # how many layers, an
 def layers_at(rule: tuple[int, float], depth: int) -> tuple[int, ...]:
     """The layers of a rule in a model of so many blocks, lowest first; fewer where it begins before the first."""
     count, share = rule
-    last = min(round(share * depth), depth - 1)
+    return ending_at(min(round(share * depth), depth - 1), count)
+
+
+def ending_at(last: int, count: int) -> tuple[int, ...]:
+    """So many layers that end there, fewer where they would begin before the first."""
     return tuple(range(max(0, last - count + 1), last + 1))
 
 
@@ -35,7 +39,7 @@ def depth_of(model: str) -> int | None:
     source = row.source if row else model
     if row and row.bundled:
         return _blocks(paths.assets() / "models" / model / "config.json")
-    if not HUB_ID.fullmatch(source) or ".." in source:
+    if not is_hub_id(source):
         return None
     found = try_to_load_from_cache(source, "config.json")
     return _blocks(Path(found)) if isinstance(found, str) else None

@@ -18,7 +18,7 @@ from editing_core.data.table import edit_of, plain
 from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting
-from editing_core.models.catalog import CATALOG, HUB_ID, unknown
+from editing_core.models.catalog import CATALOG, is_hub_id, unknown
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.settings import Settings, shown
@@ -201,7 +201,7 @@ def _text(told: Mapping[str, Any], name: str) -> str:
 
 def _model(name: str) -> str:
     """A name of the catalog or a hub id: what a link says never reaches the file system."""
-    if name in CATALOG or (HUB_ID.fullmatch(name) and ".." not in name):
+    if name in CATALOG or is_hub_id(name):
         return name
     raise unknown(name, "model", CATALOG)
 

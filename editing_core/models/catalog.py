@@ -73,6 +73,11 @@ def unknown(name: str, kind: str, known: Iterable[str]) -> UnknownName:
     return UnknownName(f"Unknown {kind} {str(name)[:60]!r}.{hint} Known: {', '.join(names)}.")
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether it is written as the hub's names are: owner/model, and no way out of a folder."""
+    return HUB_ID.fullmatch(name) is not None and ".." not in name
+
+
 def source_of(name: str) -> str:
     """Folder or hub id for a catalog name or hub id; UnknownName for anything else.
 
@@ -80,7 +85,7 @@ def source_of(name: str) -> str:
     """
     if row := CATALOG.get(name):
         return str(paths.assets() / "models" / name) if row.bundled else row.source
-    if HUB_ID.fullmatch(name) and ".." not in name:
+    if is_hub_id(name):
         return name
     raise unknown(name, "model", CATALOG)
 

@@ -1,5 +1,6 @@
 """What leaves the page and comes back: link, Python, command, files and sessions."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -72,7 +73,8 @@ def test_a_hostile_link_is_one_sentence_and_leaves_the_form_alone(assembled, tex
     assert "es-error" in told[assembled.edit.progress.message]
 
 
-def test_a_link_to_a_model_that_is_not_offered_is_refused(assembled, run):
+def test_a_link_to_a_model_that_is_not_offered_is_refused(assembled, run, monkeypatch):
+    monkeypatch.setattr(assembled.edit, "header", replace(assembled.edit.header, open=False))  # as a public page has it
     told = opened(assembled.take, Case("some/model", run.requests, run.plan).to_text())
     assert "Unknown model" in told[assembled.edit.progress.message]
 
