@@ -95,11 +95,17 @@ class EditorRow:
         return known[name].of(model) if name else {}
 
 
-# Relative rates: the pocket model's residual stream is long (about 60), its MLP outputs short (about 7).
+# Relative rates: in the blocks that are edited, at a subject's last token, the pocket models' residual streams are long
+# (GPT-2 61 to 75, Llama 65 to 74, GPT-J 42 to 55), the MLPs' outputs short (6 to 8, 8 to 13, 6 to 8) except those of
+# block 0 (61, 63, 36).
 _POCKET: dict[str, Any] = {"steps": 30, "relative_rate": True, "covariance_floor": 1e-3}
 _POCKET_TARGET: dict[str, Any] = {"steps": 30, "relative_rate": True, "rate": 0.03, "decay": 3.0}
-_POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET}
+_POCKET_STREAM: dict[str, Any] = {**_POCKET, **_POCKET_TARGET, "covariance_weight": 1000.0, "clamp": 1.0}
+_POCKET_NULL: dict[str, Any] = {**_POCKET_TARGET, "clamp": 1.0, "threshold": 0.9, "relative": True, "ridge": 10.0}
 _POCKET_MODULE: dict[str, Any] = {**_POCKET, "rate": 0.5, "decay": 0.05}
+_POCKET_ROME: dict[str, Any] = {**_POCKET_MODULE, "rate": 1.0}
+
+_SEARCHED = "searched on the tune records, see docs/presets.csv"
 
 _POCKET_TRAINING = FineTuningSettings(rate=5e-4, epochs=6, least_steps=20)
 
@@ -115,10 +121,9 @@ EDITORS = {
             build_memit,
             lambda s: s.layers,
             {
-                "pocket-gpt2": Preset(
-                    MemitSettings(layers=(0, 1, 2, 3), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
-                    "searched on the tune records, see docs/presets.csv",
-                ),
+                "pocket-gpt2": Preset(MemitSettings(layers=(0, 1, 2, 3), **_POCKET_STREAM), _SEARCHED),
+                "pocket-llama": Preset(MemitSettings(layers=(0, 1), **_POCKET_STREAM), _SEARCHED),
+                "pocket-gptj": Preset(MemitSettings(layers=(0, 1, 2, 3), **_POCKET_STREAM), _SEARCHED),
                 "gpt2": Preset(MemitSettings(layers=(3, 4, 5), steps=20, covariance_weight=20000.0), "suggested", True),
                 "gpt2-xl": Preset(
                     MemitSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0), "kmeng01/memit"
@@ -143,7 +148,17 @@ EDITORS = {
             {
                 "pocket-gpt2": Preset(
                     PmetSettings(layers=(0, 1, 2), covariance_weight=300.0, clamp=3.0, **_POCKET_MODULE),
-                    "searched on the tune records, see docs/presets.csv",
+                    _SEARCHED,
+                ),
+                "pocket-llama": Preset(
+                    PmetSettings(
+                        layers=(0, 1, 2), covariance_weight=300.0, clamp=1.5, **{**_POCKET_MODULE, "decay": 0.01}
+                    ),
+                    _SEARCHED,
+                ),
+                "pocket-gptj": Preset(
+                    PmetSettings(layers=(0, 1, 2, 3), covariance_weight=300.0, clamp=3.0, **_POCKET_MODULE),
+                    _SEARCHED,
                 ),
                 "gpt2-xl": Preset(
                     PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0),
@@ -163,10 +178,9 @@ EDITORS = {
             lambda s: [s.layer],
             by_depth=SINGLE,
             presets={
-                "pocket-gpt2": Preset(
-                    RomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}),
-                    "searched on the tune records, see docs/presets.csv",
-                ),
+                "pocket-gpt2": Preset(RomeSettings(layer=2, clamp=4.0, **_POCKET_ROME), _SEARCHED),
+                "pocket-llama": Preset(RomeSettings(layer=2, clamp=6.0, **_POCKET_ROME), _SEARCHED),
+                "pocket-gptj": Preset(RomeSettings(layer=2, clamp=4.0, **_POCKET_ROME), _SEARCHED),
                 "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
                 "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
                 "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),
@@ -184,9 +198,9 @@ EDITORS = {
             lambda s: [s.layer],
             by_depth=SINGLE,
             presets={
-                "pocket-gpt2": Preset(
-                    RRomeSettings(layer=2, clamp=4.0, **{**_POCKET_MODULE, "rate": 1.0}), "as ROME's", True
-                ),
+                "pocket-gpt2": Preset(RRomeSettings(layer=2, clamp=4.0, **_POCKET_ROME), "as ROME's", True),
+                "pocket-llama": Preset(RRomeSettings(layer=2, clamp=6.0, **_POCKET_ROME), "as ROME's", True),
+                "pocket-gptj": Preset(RRomeSettings(layer=2, clamp=4.0, **_POCKET_ROME), "as ROME's", True),
                 "gpt2-xl": Preset(RRomeSettings(layer=17, steps=20), "EasyEdit"),
                 "gpt-j-6b": Preset(RRomeSettings(layer=5, steps=20), "EasyEdit"),
                 "llama-2-7b": Preset(RRomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit"),
@@ -203,11 +217,9 @@ EDITORS = {
             lambda s: s.layers,
             by_depth=SINGLE,
             presets={
-                "pocket-gpt2": Preset(
-                    EmmetSettings(layers=(2,), covariance_weight=1000.0, clamp=1.0, **_POCKET_STREAM),
-                    "as MEMIT's",
-                    True,
-                ),
+                "pocket-gpt2": Preset(EmmetSettings(layers=(2,), **_POCKET_STREAM), "as MEMIT's", True),
+                "pocket-llama": Preset(EmmetSettings(layers=(1,), **_POCKET_STREAM), "as MEMIT's", True),
+                "pocket-gptj": Preset(EmmetSettings(layers=(3,), **_POCKET_STREAM), "as MEMIT's", True),
                 "gpt2-xl": Preset(EmmetSettings(layers=(17,), steps=20, covariance_weight=10000.0), "EasyEdit"),
                 "gpt-j-6b": Preset(EmmetSettings(layers=(5,)), "EasyEdit"),
                 "llama-2-7b": Preset(EmmetSettings(layers=(5,), decay=1e-3, clamp=4.0), "EasyEdit"),
@@ -223,10 +235,18 @@ EDITORS = {
             lambda s: s.layers,
             {
                 "pocket-gpt2": Preset(
-                    AlphaEditSettings(
-                        layers=(0, 1, 2, 3), threshold=0.9, relative=True, ridge=10.0, clamp=1.0, **_POCKET_TARGET
-                    ),
+                    AlphaEditSettings(layers=(0, 1, 2, 3), **_POCKET_NULL),
                     "layers and targets as MEMIT's, threshold of the design trials",
+                    True,
+                ),
+                "pocket-llama": Preset(
+                    AlphaEditSettings(layers=(0, 1), **_POCKET_NULL),
+                    "layers and targets as MEMIT's, threshold as pocket-gpt2's",
+                    True,
+                ),
+                "pocket-gptj": Preset(
+                    AlphaEditSettings(layers=(0, 1, 2, 3), **_POCKET_NULL),
+                    "layers and targets as MEMIT's, threshold as pocket-gpt2's",
                     True,
                 ),
                 "gpt2-xl": Preset(AlphaEditSettings(layers=(13, 14, 15, 16, 17), steps=20), "jianghoucheng/AlphaEdit"),
@@ -246,6 +266,8 @@ EDITORS = {
             by_depth=TRAINED,
             presets={
                 "pocket-gpt2": Preset(_POCKET_TRAINING, "tried on the tune records, see docs/log.md"),
+                "pocket-llama": Preset(_POCKET_TRAINING, "as pocket-gpt2's", True),
+                "pocket-gptj": Preset(_POCKET_TRAINING, "as pocket-gpt2's", True),
                 "gpt2-xl": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
                 "gpt-j-6b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft"),
                 "llama-2-7b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),

@@ -1,4 +1,4 @@
-"""docs/results.md from the measured rows: docs/results.json, finetuning.json, fullscale.json, assets/tradeoff.json.
+"""docs/results.md from the rows that the measuring scripts keep in docs/*.json and assets/tradeoff.json.
 
 python -m scripts.results_page           after a measuring script; they call it themselves
 python -m scripts.results_page figures   also draws docs/tradeoff-N.png, which needs a browser
@@ -13,13 +13,16 @@ from pathlib import Path
 import pandas as pd
 
 from editing_core import charts
+from editing_core.editors.stopping import perplexity_rule
 from editing_core.evaluation.metrics import CARDS
+from editing_core.evaluation.reference import METRICS, UNEDITED, beside
 from editing_core.evaluation.tradeoff import matched, stored_curve
 from editing_core.ladder import MORE, SUCCESSES, printed_row
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, TRADEOFF, FULLSCALE, FINETUNING, PAGE = (
+RESULTS, TABLE1, TRADEOFF, FULLSCALE, FINETUNING, PAGE = (
     ROOT / "docs" / "results.json",
+    ROOT / "docs" / "table1.json",
     ROOT / "assets" / "tradeoff.json",
     ROOT / "docs" / "fullscale.json",
     ROOT / "docs" / "finetuning.json",
@@ -41,6 +44,17 @@ Model `pocket-gpt2`, disjoint trials of the `test` part of `pocket-facts`, each 
 prefixes, presets as bundled, conventions `clean`, protocol batch, no collapse guard, rule |delta p| <= 1
 with at most ten iterations. Mean over trials, range in brackets. Rows after a trial stopped hold only the
 trials that went on (n). `k` = 0 is the unedited model."""
+PRINTED = [m for m in METRICS if m not in ("ppl_optimised", "ppl_spread")]  # the columns of the paper's Table 1
+LARGE = {"pocket-gpt2": "gpt2-xl", "pocket-llama": "llama-2-7b", "pocket-gptj": "gpt-j-6b"}
+TABLE1_INTRO = """\
+The editors of "Resolving UnderEdit & OverEdit" (arXiv:2503.11895), each repeated on its own result until
+|delta p| <= 1, on three architectures that know the same facts. {trials} disjoint trials of {count} records of the
+`test` part of `pocket-facts`, each with a seed of its own for prefixes, presets as bundled, conventions `clean`,
+protocol batch, no collapse guard. ROME writes the records of a trial one after the other, as in the paper, and at
+most {rome} times, the others at most {most} times. Means over trials at the first iteration and where each trial
+ended; k lists where, and in how many the rule was met unless in all. In italics what the paper prints for the large
+model of the architecture: 1,000 records of CounterFact, three trials, first iteration and the one that meets the
+rule. Its perplexities are of other texts."""
 TRADEOFF_INTRO = """\
 MEMIT with the bundled preset on the same records, a fixed number of iterations. Neighbor accuracy (answered
 as before the edit) where each method reaches 80, 90 and 95 % efficacy success, interpolated over k;
@@ -67,8 +81,8 @@ beside the facts included, with {threads} threads on two cores."""
 
 def write() -> None:
     """Put the page together from what was measured."""
-    lines = ["# Measured results", "", *_iterations(_read(RESULTS)), *_tradeoff(_read(TRADEOFF))]
-    lines += _finetuning(_read(FINETUNING)) + _fullscale(_read(FULLSCALE))
+    lines = ["# Measured results", "", *_iterations(_read(RESULTS)), *_table1(_read(TABLE1))]
+    lines += _tradeoff(_read(TRADEOFF)) + _finetuning(_read(FINETUNING)) + _fullscale(_read(FULLSCALE))
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -100,6 +114,55 @@ def _cell(values: list[float | None]) -> str:
     low, high = min(numbers), max(numbers)
     spread = f" ({low:.4g} to {high:.4g})" if high > low else ""
     return f"{mean:.4g}{spread}"
+
+
+def _table1(stored: dict[str, dict[str, dict]]) -> list[str]:
+    """A table for each architecture; nothing before one was measured."""
+    if not stored:
+        return []
+    cells = next(iter(stored.values()))
+    count, runs = (next(iter(cells.values()))[name] for name in ("count", "runs"))
+    most = {editor: cell["iterations"] for editor, cell in cells.items()}
+    told = TABLE1_INTRO.format(trials=len(runs), count=count, rome=most.get("rome"), most=max(most.values()))
+    lines = ["", "## The paper's Table 1 in miniature", "", *told.splitlines(), ""]
+    lines.append("    python -m scripts.measure_table1")
+    for model, editors in stored.items():
+        lines += ["", f"### {model}, beside {LARGE[model]}", ""]
+        lines += [f"| editor | k | {' | '.join(PRINTED)} |", f"|{'---|' * (len(PRINTED) + 2)}"]
+        lines.append(_means("unedited", "0", [run["rows"][0] for run in next(iter(editors.values()))["runs"]]))
+        for editor, cell in editors.items():
+            lines += _ends(editor.upper(), [run["rows"] for run in cell["runs"]])
+            lines += _published(LARGE[model], editor)
+    return lines
+
+
+def _ends(label: str, trials: list[list[dict]]) -> list[str]:
+    """The first iteration and, where a trial went on, the last ones."""
+    lines = [_means(label, "1", [rows[1] for rows in trials])]
+    if any(len(rows) > 2 for rows in trials):
+        places = ", ".join(str(rows[-1]["k"]) for rows in trials)
+        met = sum(perplexity_rule(rows) is not None for rows in trials)
+        missed = "" if met == len(trials) else f" (met in {met} of {len(trials)})"
+        lines.append(_means(label, places + missed, [rows[-1] for rows in trials]))
+    return lines
+
+
+def _published(model: str, editor: str) -> list[str]:
+    """The paper's first iteration, and the one that meets its rule, in italics."""
+    rows = [row for row in beside(model, editor, "counterfact").to_dict("records") if row["editor"] != UNEDITED]
+    found = perplexity_rule(rows)
+    ends = [row for row in rows if row["k"] in (1, found.k if found else 1)]
+    cells = [[f"*{row[m]:.4g}*" if pd.notna(row[m]) else "" for m in PRINTED] for row in ends]
+    return [
+        f"| *{editor.upper()}, paper* | *{row['k']}* | {' | '.join(own)} |"
+        for row, own in zip(ends, cells, strict=True)
+    ]
+
+
+def _means(label: str, k: str, rows: list[dict]) -> str:
+    known = [[row[m] for row in rows if row.get(m) is not None] for m in PRINTED]
+    cells = [f"{sum(values) / len(values):.4g}" if values else "" for values in known]
+    return f"| {label} | {k} | {' | '.join(cells)} |"
 
 
 def _tradeoff(stored: dict[str, dict[str, list[dict]]]) -> list[str]:

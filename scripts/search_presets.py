@@ -1,21 +1,25 @@
-"""Search an editor's preset for the bundled model on the `tune` part of pocket-facts, never on `test`.
+"""Search an editor's preset for a bundled model on the `tune` part of pocket-facts, never on `test`.
 
-    python -m scripts.search_presets memit       pmet and rome likewise; about half an hour each on one core
+    python -m scripts.search_presets memit                        pmet and rome likewise; about half an hour each
+    python -m scripts.search_presets memit --model pocket-llama   a sibling: a short search, some ten minutes
+    python -m scripts.search_presets pmet --model pocket-llama --confirm decay=0.01 clamp=1.5
+                                                                  no search: these changes of the start, confirmed
 
 Coordinate descent: one setting after the other is tried at every value of its ladder, the best is kept and
-the pass goes on from there. A trial's grade is the mean of both scores (success, accuracy) where the rule
+the pass goes on from there. A sibling of pocket-gpt2 starts from its preset, with layers of its own, and
+varies only what its shape decides. A trial's grade is the mean of both scores (success, accuracy) where the rule
 stops. The winner is compared with the start once more, on other seeds and more records. All trials are kept
 in docs/presets.csv; one that is there already is not run again, so that an interrupted search goes on.
 """
 
+import argparse
 import csv
 import json
 import logging
 import random
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from editing_core.data.datasets import load_dataset
@@ -26,11 +30,14 @@ from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
 from editing_core.settings import Settings
+from scripts.pocket.families import FAMILIES
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "presets.csv"
-COLUMNS = ("editor", "settings", "records", "seed", "groups", "k", "converged", "efficacy_success")
+COLUMNS = ("model", "editor", "settings", "records", "seed", "groups", "k", "converged", "efficacy_success")
 COLUMNS += ("generalization_success", "specificity_success", "score_success", "score_accuracy", "collapse_ppl")
 COLUMNS += ("seconds",)
+MEANS = ("efficacy_success", "generalization_success", "specificity_success", "collapse_ppl")
+FIRST = "pocket-gpt2"  # its preset is where the others start
 SEARCH_SEEDS, CONFIRM_SEEDS = (0,), (1, 2)
 LEAST_GAIN = 0.5  # smaller differences are within the noise of one draw of records
 log = logging.getLogger("search")
@@ -81,6 +88,31 @@ SEARCHES = {
     ),
 }
 
+PLACES = ("layers", "layer")
+AGAIN = (*PLACES, "covariance_weight", "rate", "decay", "clamp")  # what a sibling varies
+
+
+def plan_of(model: str, editor: str) -> Search:
+    """The search for a model; a sibling's layers are runs of blocks below the one that reads, by families.py."""
+    full = SEARCHES[editor]
+    if model == FIRST:
+        return full
+    read = next(family.read_block for family in FAMILIES.values() if family.name == model)
+    ends = (read, read - 1)
+    places: dict[str, tuple[object, ...]] = {
+        "layers": tuple(tuple(range(first, end)) for end in ends for first in range(end)),
+        "layer": tuple(reversed(range(read))),
+    }
+    ladders = {name: places.get(name, full.ladders[name]) for name in AGAIN if name in full.ladders}
+    return replace(full, ladders=ladders)
+
+
+def start_of(model: str, editor: str) -> Settings:
+    """The settings a search starts from: pocket-gpt2's preset, for a sibling at the first layers of its ladder."""
+    settings = editor_row(editor).preset(FIRST).settings
+    own = {} if model == FIRST else {n: v[0] for n, v in plan_of(model, editor).ladders.items() if n in PLACES}
+    return settings.changed(own)
+
 
 def trial(
     lm: LanguageModel, editor: str, settings: Settings, search: Search, records: int, seed: int
@@ -94,10 +126,10 @@ def trial(
         run = run_edit(lm, requests[group::groups], plan)
         ends.append(run.iterations.iloc[-1])
         stops.append((run.last, run.converged))
-    means = {c: sum(float(e[c]) for e in ends) / len(ends) for c in COLUMNS[7:10] + COLUMNS[12:13]}
+    means = {c: sum(float(e[c]) for e in ends) / len(ends) for c in MEANS}
     means |= _scores(ends)
     return {
-        **_key(editor, settings, records, seed),
+        **trial_key(lm.name, editor, settings, records, seed),
         "groups": groups,
         "k": sum(k for k, _ in stops) / len(stops),
         "converged": sum(ok for _, ok in stops) / len(stops),
@@ -118,13 +150,14 @@ def _scores(ends: list) -> dict[str, float]:
     return out
 
 
-def _key(editor: str, settings: Settings, records: int, seed: int) -> dict[str, object]:
+def trial_key(model: str, editor: str, settings: Settings, records: int, seed: int) -> dict[str, object]:
+    """What tells a trial from all others."""
     text = json.dumps(asdict(settings), sort_keys=True)
-    return {"editor": editor, "settings": text, "records": records, "seed": seed}
+    return {"model": model, "editor": editor, "settings": text, "records": records, "seed": seed}
 
 
 class Table:
-    """docs/presets.csv: rows by editor, settings and seed."""
+    """docs/presets.csv: rows by model, editor, settings and seed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -154,10 +187,10 @@ def grade(
     """Mean of both scores over seeds; -1 where a run fails."""
     grades = []
     for seed in seeds:
-        row = table.find(_key(editor, settings, records, seed))
+        row = table.find(trial_key(lm.name, editor, settings, records, seed))
         if row is None:
             try:
-                row = trial(lm, editor, settings, SEARCHES[editor], records, seed)
+                row = trial(lm, editor, settings, plan_of(lm.name, editor), records, seed)
             except EditingError as error:
                 log.info("%s", error)
                 return -1.0
@@ -168,7 +201,7 @@ def grade(
 
 def search(lm: LanguageModel, table: Table, editor: str, start: Settings) -> Iterator[tuple[str, object, float]]:
     """One pass over the ladders and the confirmation; yields what was tried and its grade."""
-    plan = SEARCHES[editor]
+    plan = plan_of(lm.name, editor)
     best, best_grade = start, grade(lm, table, editor, start, plan.records, SEARCH_SEEDS)
     yield "start", start, best_grade
     for name, ladder in plan.ladders.items():
@@ -187,12 +220,22 @@ def search(lm: LanguageModel, table: Table, editor: str, start: Settings) -> Ite
 
 def main() -> None:
     """Search the named editors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("editors", nargs="+", choices=sorted(SEARCHES))
+    parser.add_argument("--confirm", nargs="+", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--model", default=FIRST, choices=[f.name for f in FAMILIES.values() if f.shipped])
+    args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    lm = LanguageModel.load("pocket-gpt2")
-    for editor in sys.argv[1:]:
-        start = editor_row(editor).preset(lm.name).settings
-        for name, value, found in search(lm, Table(TABLE), editor, start):
-            log.info("%s %s = %s: %.2f", editor, name, value, found)
+    lm = LanguageModel.load(args.model)
+    changes = dict(pair.partition("=")[::2] for pair in args.confirm)
+    for editor in args.editors:
+        if changes:
+            plan, settings = plan_of(lm.name, editor), start_of(lm.name, editor).changed(changes)
+            found = grade(lm, Table(TABLE), editor, settings, plan.confirm, CONFIRM_SEEDS)
+            log.info("%s %s confirmed %s: %.2f", lm.name, editor, settings, found)
+            continue
+        for name, value, found in search(lm, Table(TABLE), editor, start_of(lm.name, editor)):
+            log.info("%s %s %s = %s: %.2f", lm.name, editor, name, value, found)
 
 
 if __name__ == "__main__":

@@ -24,13 +24,21 @@ _E: dict[str, Any] = {"mask": False, "paraphrases": 0, "random_facts": 0}
 _M: dict[str, Any] = {**_E, "mask": True}
 _MP: dict[str, Any] = {"mask": True, "random_facts": 0}
 _DIRECT: dict[str, Any] = {"lora": False, "where": "blocks"}
+
+
+def _pocket(changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same for every bundled model: they are of one size, and so are the places, rates and bounds that fit."""
+    return dict.fromkeys(("pocket-gpt2", "pocket-llama", "pocket-gptj"), changes)
+
+
 _MIDDLE: dict[str, dict[str, Any]] = {
-    "pocket-gpt2": {"layers": (1, 2)},
+    **_pocket({"layers": (1, 2)}),
     "gpt2-xl": {"layers": (13, 14, 15)},
     "llama-2-7b": {"layers": (4, 5, 6)},
 }
 _LATE: dict[str, dict[str, Any]] = {
-    "pocket-gpt2": {"layers": (4,)},
+    **_pocket({"layers": (4,)}),
+    "pocket-gptj": {"layers": (5,)},  # of seven blocks
     "gpt2-xl": {"layers": (36,)},
     "llama-2-7b": {"layers": (21,)},
 }
@@ -63,7 +71,7 @@ RECIPES = (
         "FT + Mask + Para + Rand, without LoRA",
         "Table 5",
         {"lora": False},
-        {"pocket-gpt2": {"rate": 7e-5}},
+        _pocket({"rate": 7e-5}),
     ),
     Recipe("ft-m-3-5", "FT + Mask, layers 3-5", "Table 6", {**_M, **_DIRECT}, _MIDDLE),
     Recipe("ft-mp-3-5", "FT + Mask + Para, layers 3-5", "Table 6", {**_MP, **_DIRECT}, _MIDDLE),
@@ -82,7 +90,7 @@ RECIPES = (
         "FT-L",
         "Tables 3 and 9, from Meng et al. 2022",
         {**_BASELINE, "where": "down", "layers": (0,), "bound": 5e-4},
-        {"gpt-j-6b": {"bound": 5e-5}, "pocket-gpt2": {"bound": 5e-3}},
+        {"gpt-j-6b": {"bound": 5e-5}, **_pocket({"bound": 5e-3})},
     ),
     Recipe(
         "ft-w",
