@@ -8,8 +8,9 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import suppress
 from contextvars import copy_context
 from typing import Any
 
@@ -57,6 +58,7 @@ class ModelThread:
 class Job:
     """Runs `work(watch)` in the models' thread. `result` or `error` is set when `done`.
 
+    Work that is a generator is done piece by piece, with the work of others in between; `result` is what it gave last.
     limit: seconds after which the work is refused, none for as long as it takes.
     """
 
@@ -69,7 +71,10 @@ class Job:
         self._work = work
         self._steps: queue.Queue[Step] = queue.Queue(KEPT_STEPS)
         self._stop = threading.Event()
-        self._end = thread.submit(self._run)
+        self._end: Future[None] = Future()
+        self._thread = thread
+        self._pieces: Generator[Any, None, None] | None = None
+        self._piece = thread.submit(self._run)
 
     @property
     def done(self) -> bool:
@@ -89,20 +94,22 @@ class Job:
     def stop(self) -> None:
         """Ask the worker to leave and wait until it has; the model is then as it was."""
         self._stop.set()
-        if not self._end.cancel():
-            self.wait()
+        if self._piece.cancel():
+            self._over()
+        self.wait()
 
     def wait(self, seconds: float | None = None) -> None:
         """Until the worker has ended, at most so many seconds."""
         wait([self._end], seconds)
 
-    def updates(self) -> Iterator[list[Step]]:
-        """Steps since the last look, at least every INTERVAL seconds, until the work has ended or was stopped."""
+    def updates(self, every: float = INTERVAL) -> Iterator[list[Step]]:
+        """Steps since the last look, at least every so many seconds, until the work has ended or was stopped."""
         while not self.done:
-            self.wait(INTERVAL)
+            self.wait(every)
             steps = self._drain()
-            # Progress told after a stop would overwrite the word that it was stopped.
+            # Progress told after a stop would overwrite the word that it was stopped, which is said when it is true.
             if self.stopped:
+                self.wait()
                 return
             yield steps
         rest = self._drain()
@@ -138,10 +145,34 @@ class Job:
             return
 
     def _run(self) -> None:
+        more = False
         try:
-            self.result = self._work(self._watch)
+            more = self._advance()
         except BaseException as error:  # noqa: BLE001 - handed to the handler, which raises or shows it
             self.error = error
+        if more:
+            self._piece = self._thread.submit(self._run)
+            more = not (self.stopped and self._piece.cancel())
+        if not more:
+            self._over()
+
+    def _advance(self) -> bool:
+        """Do the work, or its next piece; whether there is more of it."""
+        if self._pieces is None:
+            found = self._work(self._watch)
+            if not isinstance(found, Generator):
+                self.result = found
+                return False
+            self._pieces = found
+        try:
+            self.result = next(self._pieces)
+        except StopIteration:
+            return False
+        return True
+
+    def _over(self) -> None:
+        with suppress(InvalidStateError):  # a stop may come at the very end
+            self._end.set_result(None)
 
 
 class Jobs:

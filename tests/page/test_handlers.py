@@ -149,6 +149,22 @@ def test_a_slow_reader_loses_the_oldest_steps_only():
     assert len(steps) < 1000
 
 
+def test_that_work_was_stopped_is_said_only_when_it_has_ended():
+    jobs, slow = Jobs(), threading.Event()
+    job = jobs.start(lambda _watch: slow.wait(20))
+    told = job.updates(every=0.01)
+    next(told)
+    stopping = threading.Thread(target=job.stop)
+    stopping.start()
+    while not job.stopped:
+        pass
+    threading.Timer(0.3, slow.set).start()
+    assert list(told) == []
+    assert slow.is_set()
+    assert job.done
+    stopping.join()
+
+
 def test_work_stopped_before_its_turn_is_never_done():
     jobs, gate, done = Jobs(), threading.Event(), []
     first, second = jobs.start(lambda _watch: gate.wait(10)), jobs.start(lambda _watch: done.append("second"))
