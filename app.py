@@ -16,12 +16,25 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 
-from components import export_view, header, progress_view, stack_panel, takeaway, visitor, zerogpu
+from components import (
+    definitions,
+    explore_tab,
+    export_view,
+    header,
+    learn_tab,
+    progress_view,
+    stack_panel,
+    takeaway,
+    visitor,
+    zerogpu,
+)
 from components.bench_tab import BenchTab
 from components.edit_tab import EditTab
+from components.explore_tab import ExploreTab
 from components.export_view import ExportView
 from components.jobs import Jobs
 from components.ladder import Ladder
+from components.learn_tab import LearnTab
 from components.runs_tab import RunsTab
 from components.stack_panel import StackPanel
 from components.takeaway import Takeaway
@@ -44,7 +57,16 @@ LAUNCH: dict[str, Any] = {
     "show_error": False,
     "footer_links": [],
     "css_paths": [CSS],
-    "theme": gr.themes.Base(primary_hue="blue", spacing_size="sm", text_size="sm", font=["system-ui", "sans-serif"]),
+    "head": definitions.head(),
+    # One shade darker than usual, so that white words can be read on it.
+    "theme": gr.themes.Base(
+        primary_hue="blue", spacing_size="sm", text_size="sm", font=["system-ui", "sans-serif"]
+    ).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        button_primary_background_fill_dark="*primary_600",
+        button_primary_background_fill_hover_dark="*primary_700",
+    ),
 }
 # The file was named in the answer that has just arrived; the link has to be drawn before it can be followed.
 DOWNLOAD = "() => setTimeout(() => document.querySelector('#runs-file')?.click(), 300)"
@@ -64,6 +86,8 @@ class Parts:
     export: ExportView
     bench: BenchTab
     runs: RunsTab
+    explore: ExploreTab
+    learn: LearnTab
 
 
 def build(host: ModelHost | None = None) -> gr.Blocks:
@@ -82,32 +106,37 @@ def assemble(host: ModelHost | None = None, desk: Desk | None = None) -> Parts:
         top, who = header.build(largest), visitor.build()
         edit = EditTab(host, store, top, jobs=Jobs(PATIENCE if desk.public else None), gpu=gpu)
         ladder, stack, take, export = Ladder(edit), StackPanel(edit), Takeaway(edit), ExportView(edit, desk.public)
-        bench, runs = BenchTab(desk, who, top.model), RunsTab(desk, who)
+        bench, runs, explore = BenchTab(desk, who, top.model), RunsTab(desk, who), ExploreTab(edit)
+        learn = LearnTab(edit)
         with gr.Tabs(selected="edit") as tabs:
             with gr.Tab("Edit", id="edit") as first:
                 edit.build()
                 with edit.right:
-                    stack.build()
-                    take.build()
-                    export.build()
-                    ladder.build()
+                    for build_panel in (stack.build, take.build, export.build, ladder.build):
+                        build_panel()
             with gr.Tab("Benchmark", id="bench") as second:
                 if gpu:
                     gr.HTML(progress_view.note_html(zerogpu.BENCHMARKS), elem_id="bench-processor")
                 bench.build()
             with gr.Tab("Runs", id="runs") as third:
                 runs.build()
+            with gr.Tab("Explore", id="explore") as fourth:
+                explore.build()
+            with gr.Tab("Learn", id="learn") as fifth:
+                learn.build()
         _wire_form(page, edit, take)
         _wire_edit(edit, ladder)
         _wire_view(edit)
         stack_panel.wire(stack, MODEL_QUEUE)
         takeaway.wire(take)
         export_view.wire(export, MODEL_QUEUE)
-        _wire_bench(page, bench, second, [first, third])
-        _wire_runs(runs, third, [first, second])
+        explore_tab.wire(explore, fourth, MODEL_QUEUE)
+        learn_tab.wire(learn, tabs, _outputs(edit), MODEL_QUEUE)
+        _wire_bench(page, bench, second, [first, third, fourth, fifth])
+        _wire_runs(runs, third, [first, second, fourth, fifth])
         _wire_case(edit, runs, tabs)
     page.queue(max_size=100)
-    return Parts(page, edit, ladder, stack, take, export, bench, runs)
+    return Parts(page, edit, ladder, stack, take, export, bench, runs, explore, learn)
 
 
 def _outputs(tab: EditTab) -> list[Any]:

@@ -145,7 +145,7 @@ def show_requests(form: EditForm, requests: Sequence[EditRequest]) -> dict[Any, 
     listed = "".join(f"<li>{escape(r.full_prompt)} → <b>{escape(r.target_new)}</b></li>" for r in rest[:50])
     return {
         **show_request(form, requests[0]),
-        form.companions: f"<ul class='es-companions'>{listed}</ul>" if rest else "",
+        form.companions: listing(listed, "Facts edited with it") if rest else "",
         form.together: gr.Checkbox(
             value=True, visible=bool(rest), label=f"Edit the {len(rest)} facts above together with it"
         ),
@@ -268,7 +268,12 @@ def _standing_html(probes: Sequence[Probe], found: Eligibility, chosen: Sequence
         lines.append(f"<li>N{number} {escape(probe.answer)}: {', '.join(words)}</li>")
     reason = found.reason if assist.uses_neighbors and found.reason else ""
     note = f"<li><b>No neighbor assists</b>: {escape(reason)}.</li>" if reason else ""
-    return f"<ul class='es-companions'>{''.join(lines)}{note}</ul>"
+    return listing(f"{''.join(lines)}{note}", "Neighbors")
+
+
+def listing(items: str, label: str) -> str:
+    """A list that may be longer than its place, so that it can be reached and moved by keyboard."""
+    return f"<ul class='es-companions' tabindex='0' aria-label='{label}'>{items}</ul>"
 
 
 def _text(value: object) -> str:

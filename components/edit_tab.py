@@ -24,7 +24,6 @@ from editing_core.data.encoder import Encoder, encoder_of
 from editing_core.data.examples import example
 from editing_core.data.suggest import Suggestion, suggest
 from editing_core.errors import Cancelled, EditingError
-from editing_core.models.catalog import CATALOG, unknown
 from editing_core.models.host import ModelHost
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan, RunResult
@@ -37,6 +36,7 @@ log = logging.getLogger(__name__)
 
 DEFECT = "Something went wrong inside EditScope; the model is as it was, and the server's log has the details."
 STOPPED = "Stopped; the model is as it was."
+NOTHING_RUN = "Nothing was run."
 REDRAW = 3.0  # seconds between two drawings of the live chart, and before the first
 GONE = "This run is no longer kept on the server; press Edit again."
 
@@ -108,7 +108,7 @@ class EditTab:
         """Another editor or model: its preset and the model's state."""
         editor, model = values[self.settings.editor], values[self.header.model]
         preset = settings_form.show_preset(self.settings, editor, model, values[self.settings.conventions])
-        return {**preset, **self._readiness(values)}
+        return {**preset, **self.readiness(values)}
 
     def on_recipe(self, values: Values) -> Shown:
         """Another recipe: its settings."""
@@ -128,7 +128,7 @@ class EditTab:
         except EditingError as error:
             return {self.progress.message: progress_view.error_html(str(error))}
 
-    def _readiness(self, values: Values) -> Shown:
+    def readiness(self, values: Values) -> Shown:
         """Whether the chosen model is loaded and the chosen editor's statistics are at hand."""
         editor, model = values[self.settings.editor], values[self.header.model]
         return {
@@ -150,7 +150,7 @@ class EditTab:
             self.jobs.thread.call(lambda: self.model(values))
         except EditingError as error:
             message = progress_view.error_html(str(error))
-        yield {self.progress.message: message, **self._readiness(values)}
+        yield {self.progress.message: message, **self.readiness(values)}
 
     def on_present(self, values: Values) -> Iterator[Shown]:
         """A field was left: tokens, present answers, old object, known neighbors. Loads no model by itself."""
@@ -280,7 +280,7 @@ class EditTab:
             return {**result_view.show_empty(self.view), **own}
         log_scale, by = bool(values[self.view.log]), str(values[self.view.drift_by])
         shown = result_view.show_run(self.view, stored, self.runs.files(stored), log_scale, by)
-        return {**shown, **own, **self._readiness(values)}
+        return {**shown, **own, **self.readiness(values)}
 
     def show_case(self, values: Values, run: RunResult) -> Shown:
         """A case of a stored run: its story in the panels, and the fact in the form to be edited by itself."""
@@ -364,11 +364,8 @@ class EditTab:
         self.do(looking(stored.run.model, asking)).added_to(stored, asking.request)
 
     def check_model(self, values: Values) -> str:
-        """The chosen model's name, when it is one of ours: what is typed is never a path or hub id."""
-        name = values[self.header.model]
-        if name not in CATALOG:
-            raise unknown(name, "model", CATALOG)
-        return str(name)
+        """The chosen model's name, when it may be chosen here."""
+        return self.header.check(values[self.header.model])
 
     def model(self, values: Values) -> Any:
         """The chosen model, loaded when needed."""
@@ -397,15 +394,9 @@ class EditTab:
             yield progress_view.show(self.progress, progress, job.seconds, redraw)
 
     def _ended(self, job: Job, values: Values) -> Shown | None:
-        """The page after a job that was stopped or refused, or failed: defects go to the log with their traceback."""
-        if job.stopped or isinstance(job.error, Cancelled):
-            return self.idle(values, "", STOPPED)
-        if isinstance(job.error, EditingError):
-            return self.idle(values, progress_view.error_html(str(job.error)))
-        if job.error:
-            log.error("the work failed", exc_info=job.error)
-            return self.idle(values, progress_view.error_html(DEFECT))
-        return None
+        """The page after a job that was stopped or refused, or failed."""
+        told = ended(job)
+        return self.idle(values, *told) if told else None
 
     def _outcome(self, job: Job, values: Values) -> Shown:
         """The page after an edit that went well."""
@@ -420,7 +411,7 @@ class EditTab:
             self.undo: gr.Button(interactive=True),
         }
 
-    def idle(self, values: Values, message: str, text: str = "Nothing was run.") -> Shown:
+    def idle(self, values: Values, message: str, text: str = NOTHING_RUN) -> Shown:
         """The page while nothing runs."""
         return {
             self.progress.message: message,
@@ -430,6 +421,18 @@ class EditTab:
             self.undo: gr.Button(interactive=bool(values[self.history])),
             self.job: "",
         }
+
+
+def ended(job: Job) -> tuple[str, str] | None:
+    """Message and progress line after a job that was stopped, refused, or failed; defects go to the log."""
+    if job.stopped or isinstance(job.error, Cancelled):
+        return "", STOPPED
+    if isinstance(job.error, EditingError):
+        return progress_view.error_html(str(job.error)), NOTHING_RUN
+    if job.error:
+        log.error("the work failed", exc_info=job.error)
+        return progress_view.error_html(DEFECT), NOTHING_RUN
+    return None
 
 
 def stacked(run: RunResult) -> StackedEdit:

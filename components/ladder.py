@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from components import settings_form
+from components.definitions import scrolling
 from components.edit_tab import EditTab
 from components.jobs import Job
 from components.result_html import number
@@ -97,10 +98,8 @@ def table_html(rungs: Sequence[Rung]) -> str:
         f"{facts} fact{'s' if facts > 1 else ''}; success counts an object that beats the other one, as the paper does."
     )
     note = " ".join([note, *map(escape, notes)])
-    return (
-        f"<div class='es-scroll'><table class='es-table'><tr><th>recipe</th>{heads}<th>seconds</th></tr>"
-        f"{''.join(rows)}</table></div><div class='es-hint'>{note}</div>"
-    )
+    shown = f"<table class='es-table'><tr><th>recipe</th>{heads}<th>seconds</th></tr>{''.join(rows)}</table>"
+    return f"{scrolling(shown, 'What each recipe brought')}<div class='es-hint'>{note}</div>"
 
 
 def _cell(value: float, name: str) -> str:

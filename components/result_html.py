@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from components.definitions import scrolling
 from editing_core.data.datasets import FORMATS
 from editing_core.evaluation.metrics import CARDS, GENERATED, card
 from editing_core.evaluation.reference import FINETUNING, UNDEREDIT, beside
@@ -57,7 +58,8 @@ def proof_html(run: RunResult, k: int) -> str:
     notes = "".join(f"<br>{escape(note)}" for note in dict.fromkeys(run.notes))
     rows = "".join(_proof_row(p) for p in proofs)
     columns = "".join(f"<th>{c}</th>" for c in ("parameter", "|ΔW| / |W|", "rank", "changed entries"))
-    table = f"<div class='es-scroll'><table class='es-table'><tr>{columns}</tr>{rows}</table></div>" if proofs else ""
+    table = f"<table class='es-table'><tr>{columns}</tr>{rows}</table>"
+    table = scrolling(table, "Change of every matrix") if proofs else ""
     return f"<details class='es-proof'><summary>{head}</summary>{table}{notes}</details>"
 
 
@@ -77,8 +79,8 @@ def generations_html(before: Look | None, after: Look | None, k: int) -> str:
     prompt = escape(before.prompt)
     return (
         "<div class='es-generations'>"
-        f"<div><h4>Generation before</h4><p><i>{prompt}</i>{left}</p></div>"
-        f"<div><h4>Generation after k = {k}</h4><p><i>{prompt}</i>{right}</p></div></div>"
+        f"<div><h2>Generation before</h2><p><i>{prompt}</i>{left}</p></div>"
+        f"<div><h2>Generation after k = {k}</h2><p><i>{prompt}</i>{right}</p></div></div>"
     )
 
 
@@ -108,9 +110,9 @@ def table_html(run: RunResult, k: int) -> str:
         for row in run.iterations[columns].to_dict("records")
     )
     meanings = "".join(_meaning(column) for column in columns[1:])
+    table = f"<table class='es-table' id='iteration-table'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return (
-        f"<div class='es-scroll'><table class='es-table' id='iteration-table'><thead><tr>{head}</tr></thead>"
-        f"<tbody>{rows}</tbody></table></div>"
+        f"{scrolling(table, 'Metrics per iteration')}"
         f"<details class='es-proof'><summary>What the columns mean</summary><dl>{meanings}</dl></details>"
     )
 
@@ -154,10 +156,11 @@ def paper_html(model: str, editor: str, assist: str, dataset: str, recipe: str =
     edits = f"{int(rows['n_edits'].max()):,} {escape(FORMATS[dataset].label)} edits"
     how = "each alone" if protocol == "single" else "at once"
     note = f"<div class='es-hint'>{escape(last['note'])}</div>" if last["note"] else ""
+    table = scrolling(f"<table class='es-table'><tr>{head}</tr>{body}</table>", "The paper's rows")
     return (
         f"<details class='es-proof'><summary>The paper's rows for {named}: {edits} {how} "
         f"({last['source']}, Table {int(last['table'])})</summary>"
-        f"<div class='es-scroll'><table class='es-table'><tr>{head}</tr>{body}</table></div>{note}</details>"
+        f"{table}{note}</details>"
     )
 
 
@@ -178,7 +181,8 @@ def cases_html(cases: pd.DataFrame) -> str:
         for row in cases.head(SHOWN_CASES).to_dict("records")
     )
     more = f"<div class='es-hint'>{len(cases) - SHOWN_CASES} more.</div>" if len(cases) > SHOWN_CASES else ""
-    return f"<div class='es-scroll'><table class='es-table' id='case-table'><tr>{head}</tr>{rows}</table></div>{more}"
+    table = f"<table class='es-table' id='case-table'><tr>{head}</tr>{rows}</table>"
+    return f"{scrolling(table, 'Cases')}{more}"
 
 
 def _case_cell(column: str, value: Any) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from components.definitions import scrolling
 from components.result_html import number
 from editing_core.bench.config import RunConfig
 from editing_core.bench.progress import Tracker, clock
@@ -120,10 +121,8 @@ def differences_html(runs: Sequence[Finished], reference: str) -> str:
         told = "; ".join(dict.fromkeys(own["error"][own["error"] != ""]))
         values = "".join(f"<td>{_difference(m, cells[m]) if m in cells else ''}</td>" for m in metrics)
         rows.append(f"<tr><td>{escape(own['name'].iloc[0])}</td><td>{escape(told)}</td>{values}</tr>")
-    return (
-        f"<div class='es-scroll'><table class='es-table'><tr><th>run</th><th>± is</th>{head}</tr>"
-        f"{''.join(rows)}</table></div>"
-    )
+    shown = f"<table class='es-table'><tr><th>run</th><th>± is</th>{head}</tr>{''.join(rows)}</table>"
+    return scrolling(shown, "Differences between runs")
 
 
 def _difference(metric: str, found: Mapping[str, Any]) -> str:

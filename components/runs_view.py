@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from components import result_html
+from components.definitions import scrolling
 from editing_core import charts
 from editing_core.evaluation.metrics import CARDS
 from editing_core.evaluation.reference import METRICS
@@ -72,7 +73,8 @@ def show(view: RunsView, runs: Sequence[Finished], values: Mapping[Any, Any], pr
         empty = {p: charts.empty(CARDS[m].label, view.hint) for p, m in zip(_plots(view), metrics, strict=True)}
         return {**empty, view.table: left_out or EMPTY.format(view.hint)}
     table = html(layout(runs, _known(values[view.rows], ROWS, ROWS[0])))
-    shown = f"<div class='es-scroll es-runs-table'>{table}</div>{left_out}{paper_html(runs)}"
+    listed = scrolling(f"<div class='es-runs-table'>{table}</div>", "Metrics of the runs")
+    shown = f"{listed}{left_out}{paper_html(runs)}"
     return {p: charts.curves(runs, m) for p, m in zip(_plots(view), metrics, strict=True)} | {view.table: shown}
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields, replace
 from html import escape
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import gradio as gr
 
@@ -20,6 +20,7 @@ from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.settings import Settings, default_of
 
+AnySettings = TypeVar("AnySettings", bound=Settings)
 STOPS = [
     ("|Δp| within tolerance", "perplexity"),
     ("|Δp| no longer falls", "monotone"),
@@ -239,8 +240,12 @@ def read_plan(values: Mapping[Any, Any], form: SettingsForm) -> EditPlan:
 
 
 def _read_settings(values: Mapping[Any, Any], form: SettingsForm, editor: str) -> Settings:
-    own = {name: values[widget] for name, widget in form.widgets[editor].items()}
-    defaults = editor_row(editor).settings_class()
+    return read_fields(values, form.widgets[editor], editor_row(editor).settings_class())
+
+
+def read_fields(values: Mapping[Any, Any], widgets: Mapping[str, Any], defaults: AnySettings) -> AnySettings:
+    """Settings as their widgets hold them, by the fields' names."""
+    own = {name: values[widget] for name, widget in widgets.items()}
     return defaults.changed({name: _typed(name, value, getattr(defaults, name)) for name, value in own.items()})
 
 

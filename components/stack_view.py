@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.definitions import scrolling
 from components.result_html import number
 from editing_core.comparing import Compared, Seen
 from editing_core.models.memory import told
@@ -146,10 +147,8 @@ def compared_html(rows: Sequence[Compared]) -> str:
     body = "".join(_row(row) for row in rows)
     changed = sum(row.differs for row in rows)
     said = f"{changed} of {len(rows)} prompts have another first choice."
-    return (
-        f"<div class='es-hint'>{said}</div><div class='es-scroll'><table class='es-table'><tr>{heads}</tr>{body}"
-        "</table></div>"
-    )
+    shown = f"<table class='es-table'><tr>{heads}</tr>{body}</table>"
+    return f"<div class='es-hint'>{said}</div>{scrolling(shown, 'Both states on every prompt')}"
 
 
 def _row(row: Compared) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from components.definitions import scrolling
 from components.run_store import StoredRun
 from editing_core import charts
 from editing_core.evaluation.tradeoff import Curve, matched, measured
@@ -70,8 +71,9 @@ def table_html(curves: dict[str, Curve]) -> str:
         rows.append(f"<tr><td>{escape(str(name))}</td>{cells}</tr>")
     heads = "".join(f"<th>at efficacy {level:g} %</th>" for level in table["efficacy"].unique())
     note = "Neighbors answered as before, in percent; in brackets the paired difference to no assistance ± its "
+    shown = f"<table class='es-table'><tr><th>method</th>{heads}</tr>{''.join(rows)}</table>"
     return (
-        f"<div class='es-scroll'><table class='es-table'><tr><th>method</th>{heads}</tr>{''.join(rows)}</table></div>"
+        f"{scrolling(shown, 'Specificity at matched efficacy')}"
         f"<div class='es-hint'>{note}standard error over records. Controls put random facts in the neighbors' place."
         "</div>"
     )

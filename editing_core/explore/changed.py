@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, states_at_subject
-from editing_core.models.delta import LowRank, Update, WeightDelta
+from editing_core.models.delta import WIDEST, Dense, LowRank, Update, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Probe
 
@@ -28,7 +28,7 @@ class Change:
     """The update of one parameter.
 
     layer: of its block, None outside of any. norm: Frobenius, of the update; relative: divided by that of the weight.
-    values: the update's largest singular values, largest first.
+    values: the update's largest singular values, largest first; none where finding them would take minutes.
     """
 
     parameter: str
@@ -43,8 +43,9 @@ def changes_of(lm: LanguageModel, delta: WeightDelta) -> list[Change]:
     proofs = {proof.parameter: proof for proof in delta.proofs(lm.model)}
     found = []
     for name, update in delta.updates.items():
-        values = singular_values(update)
-        norm = float(values.square().sum().sqrt())
+        large = isinstance(update, Dense) and len(update.shape) > 1 and min(update.shape) > WIDEST
+        values = torch.empty(0) if large else singular_values(update)
+        norm = float((update.dense().double() if large else values).square().sum().sqrt())
         largest = tuple(values.tolist()[:MOST_VALUES])
         found.append(Change(name, layer_of(lm, name), norm, proofs[name].relative_norm, largest))
     return sorted(found, key=lambda c: (c.layer is None, c.layer or 0, c.parameter))
@@ -62,8 +63,11 @@ def singular_values(update: Update) -> Tensor:
     if isinstance(update, LowRank):
         left = torch.linalg.qr(update.left.double().cpu()).R
         right = torch.linalg.qr(update.right.double().cpu().T).R
-        return torch.linalg.svdvals(left @ right.T)
-    return torch.linalg.svdvals(torch.atleast_2d(update.value.double().cpu()))
+        core = left @ right.T
+    else:
+        core = torch.atleast_2d(update.value.double().cpu())
+    values: Tensor = torch.linalg.svdvals(core)
+    return values
 
 
 def key_table(lm: LanguageModel, requests: Sequence[EditRequest], delta: WeightDelta) -> pd.DataFrame:
@@ -81,8 +85,7 @@ def key_table(lm: LanguageModel, requests: Sequence[EditRequest], delta: WeightD
         if name not in delta.updates:
             continue
         keys = states_at_subject(lm, rows, lm.architecture.down(layer), inputs=True)[:, 0]
-        update = delta.updates[name].dense().to(keys)
-        moved = (keys @ update.T).norm(dim=1)
+        moved = _answers(delta.updates[name], keys).norm(dim=1)
         length = states_at_subject(lm, rows, lm.architecture.down(layer))[:, 0].norm(dim=1)
         own = {id(r): keys[i] for i, (r, kind, *_) in enumerate(asked) if kind == "edit"}
         for i, (r, kind, number, (template, subject)) in enumerate(asked):
@@ -90,6 +93,13 @@ def key_table(lm: LanguageModel, requests: Sequence[EditRequest], delta: WeightD
             share = float(moved[i] / length[i]) if length[i] else nan
             table.append((r.case_id, kind, number, template.replace("{}", subject), layer, cosine, share))
     return pd.DataFrame(table, columns=KEY_COLUMNS)
+
+
+def _answers(update: Update, keys: Tensor) -> Tensor:
+    """(n, d_out) what an update adds for keys (n, d_in); of factors without making their product."""
+    if isinstance(update, LowRank):
+        return (keys @ update.right.to(keys).T) @ update.left.to(keys).T
+    return keys @ update.value.to(keys).T
 
 
 def _places(request: EditRequest) -> list[tuple[str, int, tuple[str, str]]]:

@@ -15,6 +15,8 @@ from editing_core.evaluation.scoring import TokenChance
 from editing_core.models.delta import WeightDelta
 from editing_core.models.hooks import state_of, watching
 from editing_core.models.language_model import LanguageModel, fitted
+from editing_core.models.loading import device_of
+from editing_core.types import check_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +39,13 @@ class Lens:
 def through_lens(
     lm: LanguageModel, prompt: str, objects: Sequence[str], delta: WeightDelta | None = None, count: int = 5
 ) -> Lens:
-    """Read every state of a prompt, with an edit on if one is given; it is off again afterwards."""
+    """Read every state of a prompt, with an edit on if one is given; it is off again afterwards.
+
+    BadRequest for a prompt or an object that cannot be read.
+    """
+    prompt, objects = check_text(prompt, "prompt", lines=True), [check_text(text, "object") for text in objects]
+    for text in (prompt, *objects):
+        lm.check_text(text)
     with lm.lock, (delta or WeightDelta()).applied(lm.model):
         return _read(lm, prompt, objects, count)
 
@@ -53,7 +61,7 @@ def _read(lm: LanguageModel, prompt: str, objects: Sequence[str], count: int) ->
     top, chances = [], []
     for name in names:
         # The last state is normed by the model itself.
-        state = last if name == names[-1] else state_of(norm(seen[name]))[0]
+        state = last if name == names[-1] else state_of(norm(seen[name].to(device_of(norm))))[0].to(lm.device)
         likely = lm.logits(state).softmax(-1)
         best = likely.topk(count)
         top.append(tuple(_told(lm, ids, values) for ids, values in zip(best.indices, best.values, strict=True)))

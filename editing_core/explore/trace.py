@@ -7,6 +7,7 @@ al. 2022 (ROME), https://arxiv.org/abs/2202.05262, section 2 and appendix B.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,14 @@ from editing_core.models.hooks import Change, steering, watching
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import Batch
 from editing_core.settings import Settings, setting
-from editing_core.types import Step, Watch, ignore
+from editing_core.types import EditRequest, Step, Watch, ignore
 
 KINDS = ("hidden", "mlp", "attention")
-ROLES = ("first subject token", "middle subject tokens", "last subject token", "first token after", "further tokens")
-ROLES += ("last token",)
+SUBJECT_ROLES = ("first subject token", "middle subject tokens", "last subject token")
+ROLES = (*SUBJECT_ROLES, "first token after", "further tokens", "last token")
 LAST_SUBJECT = ROLES[2]
 MOST_SUBJECTS = 1000
+MOST_TOKENS = 100  # of a traced prompt: every one of them is restored in every layer
 PUBLISHED_WINDOW = 10 / 48  # layers restored together for MLP and attention, of those of GPT-2 XL
 
 
@@ -109,11 +111,15 @@ def trace(
 
     place: (template, subject). noise: standard deviation of what is added to the subject's embeddings. answer: whose
     first token is asked for, the model's own first choice without one. watch: told of every layer and kind.
+    BadRequest for a fact that cannot be read.
     """
     settings = settings or TraceSettings()
-    run = _Runs(lm, place, noise, settings)
+    asked = EditRequest(place[1], place[0], answer or "any")
+    for text in (asked.full_prompt, asked.target_new):
+        lm.check_text(text)
+    run = _Runs(lm, asked.place, noise, settings)
     clean_states = run.clean_states()
-    token = int(run.clean.argmax()) if answer is None else lm.coder.continuation(run.prompt, answer).object_ids[0]
+    token = lm.coder.continuation(run.prompt, answer).object_ids[0] if answer else int(run.clean.argmax())
     blurred = float(run.probabilities(token, [-1], {}).mean())
     window, layers = settings.window_in(lm.layers), lm.layers
     restored: dict[str, Tensor] = {}
@@ -160,11 +166,13 @@ class _Runs:
         template, subject = place
         self.lm, self.prompt = lm, template.replace("{}", subject)
         self.ids = lm.coder.encode(self.prompt)
+        if len(self.ids) > MOST_TOKENS:
+            raise BadRequest(f"The prompt takes {len(self.ids)} tokens, at most {MOST_TOKENS} are traced; shorten it.")
         self.subject = lm.coder.subject_tokens(template, subject)
         self.embedding = next(n for n, m in lm.model.named_modules() if m is lm.model.get_input_embeddings())
         drawn = torch.Generator().manual_seed(settings.seed)
-        width = lm.model.get_input_embeddings().weight.shape[-1]
-        size = (settings.samples, len(self.subject), width)
+        embeddings: Any = lm.model.get_input_embeddings()
+        size = (settings.samples, len(self.subject), embeddings.weight.shape[-1])
         self.noise = noise * torch.randn(size, generator=drawn)
         self.clean = torch.empty(0)
         most = settings.samples * (len(self.ids) - self.subject[0])

@@ -19,11 +19,12 @@ from editing_core.explore.trace import (
     trace,
 )
 from editing_core.models.delta import edits_on
-from tests.conftest import bit_equal, cancel_after, snapshot
+from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, snapshot
 
 PLACE = ("Everybody knows that {} was born in", "Mary Walker")
 FEW = TraceSettings(samples=2)
 NOISE = 0.5
+distinct = each_of(DISTINCT)
 
 
 class Direct:
@@ -97,9 +98,16 @@ def flat(tensor):
     return tensor.reshape(-1, tensor.shape[-1])
 
 
-@pytest.mark.parametrize("window", [0, 2, 3])
-def test_a_trace_is_what_one_forward_after_the_other_gives(tiny_lm, window):
-    settings = TraceSettings(samples=2, window=window)
+def test_a_trace_is_what_one_forward_after_the_other_gives(tiny_lm):
+    against_direct(tiny_lm, FEW)
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_a_window_of_layers_is_put_back_together(distinct, window):
+    against_direct(distinct, TraceSettings(samples=2, window=window))
+
+
+def against_direct(tiny_lm, settings):
     with torch.no_grad():
         found = trace(tiny_lm, PLACE, NOISE, settings, "London")
         slow = Direct(tiny_lm, NOISE, settings, tiny_lm.coder.continuation(found.prompt, "London").object_ids[0])
