@@ -1,0 +1,82 @@
+"""The page for everybody: axe-core finds nothing serious in it, light or dark, and info marks and downloads work."""
+
+import csv
+
+import pytest
+
+pytest.importorskip("playwright")
+
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import expect
+
+from scripts.screenshot import run_example
+
+pytestmark = pytest.mark.browser
+GRAVE = ("serious", "critical")
+# What is left, each with its reason.
+ACCEPTED = {
+    ("aria-prohibited-attr", "Empty value"): "Gradio's own placeholder of a code box that has nothing to show yet",
+    ("color-contrast", 'role="combobox"'): "a list that cannot be opened yet; inactive widgets need no contrast",
+}
+TABS = ("Edit", "Benchmark", "Runs", "Explore", "Learn")
+FOLDED = ("Paraphrases and neighbors", "Stop rule, assistance", "Edit stack", "Take it with you", "Files: adapter")
+
+
+def found(tab_page):
+    """Serious violations that are not accepted: rule and element."""
+    results = Axe().run(tab_page).response["violations"]
+    elements = [(v["id"], node["html"]) for v in results if v["impact"] in GRAVE for node in v["nodes"]]
+    return [(rule, html) for rule, html in elements if not any(rule == r and part in html for r, part in ACCEPTED)]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_nothing_serious_stands_in_anybodys_way(opening, page, theme):
+    tab_page = opening(f"{page.local_url}?__theme={theme}")
+    run_example(tab_page, 0)
+    for text in FOLDED:
+        tab_page.get_by_text(text).first.click()
+    for name in TABS:
+        tab_page.get_by_role("tab", name=name).click()
+        tab_page.wait_for_timeout(800)
+        assert found(tab_page) == [], name
+
+
+def test_marks_say_what_things_are_by_mouse_and_by_keyboard(opening, page):
+    tab_page = opening(page.local_url)
+    tip = tab_page.locator("#es-tip")
+    mark = tab_page.locator("#iterations .es-mark-info")
+    expect(mark).to_have_attribute(
+        "aria-label",
+        "About Iterations: How often optimising and writing are repeated at "
+        "most; each starts from the weights the last one left.",
+    )
+    mark.hover()
+    expect(tip).to_contain_text("How often optimising")
+    tab_page.mouse.move(5, 5)
+    expect(tip).to_be_hidden()
+    tab_page.locator("#plot-drift .es-mark-info").focus()
+    expect(tip).to_contain_text("neighbor's own answer")
+    tab_page.keyboard.press("Escape")
+    expect(tip).to_be_hidden()
+
+
+def test_charts_leave_as_png_svg_and_csv(opening, page, tmp_path):
+    tab_page = opening(page.local_url)
+    run_example(tab_page, 0)
+    plot = tab_page.locator("#plot-probabilities")
+    plot.hover()
+    files = {}
+    for kind in ("PNG", "SVG", "CSV"):
+        with tab_page.expect_download() as waiting:
+            plot.get_by_text(kind, exact=True).click()
+        name = waiting.value.suggested_filename
+        assert name == f"editscope-probabilities.{kind.lower()}"
+        waiting.value.save_as(tmp_path / name)
+        files[kind] = (tmp_path / name).read_bytes()
+    assert files["PNG"].startswith(b"\x89PNG")
+    assert b"<svg" in files["SVG"][:500]
+    rows = list(csv.reader(files["CSV"].decode().splitlines()))
+    assert rows[0] == ["trace", "x", "y", "value"]
+    drawn = plot.locator(".js-plotly-plot").evaluate("p => p.data.map(t => t.y.length).reduce((a, b) => a + b)")
+    assert len(rows) - 1 == drawn > 10
+    assert {row[1] for row in rows[1:]} >= {"edit", "P1", "N1"}
