@@ -11,8 +11,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet
 TORCH_INDEX ?=
 SOURCES := editing_core benchmarks components scripts tests app.py
 
-# Tests run offline, one thread each: several processes with threads of their own keep each other waiting.
-TEST_ENV := GRADIO_ANALYTICS_ENABLED=False HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+OFFLINE := GRADIO_ANALYTICS_ENABLED=False HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+# One thread each: several processes with threads of their own keep each other waiting.
+TEST_ENV := $(OFFLINE) OMP_NUM_THREADS=1
 
 .PHONY: run test check fix slow bench screenshot clean
 .DEFAULT_GOAL := run
@@ -43,7 +44,7 @@ slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/dev.stamp
-	$(TEST_ENV) $(BIN)/python -m benchmarks.speed
+	$(OFFLINE) $(BIN)/python -m benchmarks.speed
 
 screenshot: $(VENV)/dev.stamp
 	$(BIN)/python -m scripts.screenshot
