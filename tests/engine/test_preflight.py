@@ -127,6 +127,7 @@ def test_no_forward_grows_with_the_number_of_facts(tiny_models, facts, store, co
     assert largest[1] <= max(512, largest[0])  # a fact of many rows is never cut in two
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 def test_the_estimate_is_what_an_edit_takes(tmp_path):
     """Within 15 %: what heap and libraries keep for themselves differs between machines and versions."""

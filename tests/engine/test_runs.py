@@ -221,7 +221,7 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undistu
     ("protocol", "shown"),
     [
         ("single", [(2, 1), (2, 2), (2, 3), (2, 4)]),
-        ("sequential", [(1, 1), (1, 2), (1, 2), (1, 3), (1, 4)]),
+        pytest.param("sequential", [(1, 1), (1, 2), (1, 2), (1, 3), (1, 4)], marks=pytest.mark.slow),
     ],
 )
 def test_tables_of_several_edits_grow_while_their_run_goes_on(root, pocket, monkeypatch, protocol, shown):

@@ -174,6 +174,7 @@ def test_the_relation_is_that_of_the_wording_if_any():
 BENCH = {"limit": 1, "editor": "r-rome", "settings": {"steps": 1}, "iterations": 1, "stop": "none", "generate": True}
 
 
+@pytest.mark.slow
 def test_a_benchmark_measures_by_the_same_means_and_can_be_cancelled(pocket):
     work = perform(RunConfig(**BENCH), lambda: pocket)
     table, run = work.result.iterations, work.result.run

@@ -93,6 +93,7 @@ def ladder(assembled):
     return assembled.ladder
 
 
+@pytest.mark.slow
 def test_comparing_trains_every_recipe_and_shows_them(tab, ladder, host, values):
     model = host.get(MODEL).model
     before = snapshot(model)
