@@ -161,7 +161,10 @@ def test_the_perplexity_rule_stops_early(pocket, request_):
     assert f"Stopped after iteration {result.last}" in result.stopped
 
 
-@pytest.mark.parametrize("editor", [name for name in EDITORS if name != "memit"])
+QUICK = [name for name in EDITORS if name not in ("memit", "finetuning")]
+
+
+@pytest.mark.parametrize("editor", [*QUICK, pytest.param("finetuning", marks=pytest.mark.slow)])
 def test_other_editors_make_the_new_object_the_answer(pocket, request_, editor):
     before = snapshot(pocket.model)
     result = run_edit(pocket, [request_], plan(editor))

@@ -195,7 +195,11 @@ def asked(editor, **settings):
 
 @pytest.mark.parametrize(
     ("protocol", "editor", "own"),
-    [(Protocol(), "memit", {}), (SINGLE, "alphaedit", {"cache": "iteration"}), (CHUNKS, "alphaedit", {})],
+    [
+        (Protocol(), "memit", {}),
+        pytest.param(SINGLE, "alphaedit", {"cache": "iteration"}, marks=pytest.mark.slow),
+        pytest.param(CHUNKS, "alphaedit", {}, marks=pytest.mark.slow),
+    ],
     ids=["batch", "single", "sequential"],
 )
 def test_memory_may_run_out_anywhere(bench, facts, full, lm, protocol, editor, own):

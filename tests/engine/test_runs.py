@@ -198,7 +198,7 @@ def test_an_imported_run_does_not_go_on_here(root):
         folder.queue()
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undisturbed, kills):
     folder, moments = RunFolder.create(root, SMALL.to_json()), random.Random(kills)
     for _ in range(kills):

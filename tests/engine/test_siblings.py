@@ -176,7 +176,9 @@ def test_presets_change_layers_below_the_block_that_reads(sibling, editor):
         assert max(row.layers(preset.settings)) < FAMILIES[sibling.architecture.family].read_block
 
 
-@pytest.mark.parametrize("editor", SEARCHED)
+@pytest.mark.parametrize(
+    "editor", ["memit", *(pytest.param(n, marks=pytest.mark.slow) for n in SEARCHED if n != "memit")]
+)
 def test_an_edit_changes_its_fact_and_leaves_the_others(sibling, asked, editor):
     objects = [(r.full_prompt, o) for r in asked for o in (r.target_true, r.target_new)]
     objects += [(probe.prompt, probe.answer) for probe in asked[0].neighbors]

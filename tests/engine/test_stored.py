@@ -121,7 +121,10 @@ def cancelled(tmp_path, pocket, monkeypatch):
     return folder
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+OFTEN = ("plain",)
+
+
+@pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS])
 def test_a_stored_run_reads_as_a_fresh_one(pocket, tmp_path, name):
     folder = done(tmp_path, VARIANTS[name], pocket)
     stored, asked = read_result(folder), fresh(pocket, VARIANTS[name])
