@@ -20,7 +20,7 @@ from editing_core.errors import EditingError, NoGpu
 from editing_core.models.catalog import CATALOG
 from editing_core.models.host import ModelHost
 from editing_core.statistics.covariance import CovarianceStore
-from editing_core.tasks import Task, pack, unpack
+from editing_core.tasks import Packed, Task, pack
 from editing_core.types import Step, Watch
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ BENCHMARKS = (
     "A ZeroGPU Space lends its GPU to single calls only, so full-scale runs here are computed on the processor; ask "
     "for few edits, or run EditScope on a machine of your own."
 )
-Sent = list[Step] | bytes | EditingError
+Sent = list[Step] | Packed | EditingError
 
 
 def on_zerogpu() -> bool:
@@ -61,7 +61,7 @@ class ZeroGPU:
         self.host, self.store = host, store
         self._process = os.getpid()  # whose locks and thread these are
         self._thread: ModelThread | None = None
-        self._worker: Callable[[int, bytes], Iterator[Sent]] = package.GPU(duration=_first)(self._serve)
+        self._worker: Callable[[int, Packed], Iterator[Sent]] = package.GPU(duration=_first)(self._serve)
 
     def do(self, task: Task, watch: Watch) -> Any:
         """The task's result, from a worker; its errors are raised here. Quick looks at bundled models need no worker.
@@ -99,16 +99,16 @@ class ZeroGPU:
             raise refused from error
         finally:
             stream.close()  # type: ignore[attr-defined] # tells the worker to leave, where it still works
-        if not isinstance(answer, bytes):
+        if not isinstance(answer, Packed):
             raise answer or NoGpu(_aborted(asked, None))
-        return unpack(answer)
+        return answer.unpacked()
 
-    def _serve(self, _asked: int, packed: bytes) -> Iterator[Sent]:
+    def _serve(self, _asked: int, packed: Packed) -> Iterator[Sent]:
         """In the worker: steps as they come, at least an empty list every second; then the result or what was refused.
 
         At each of these `spaces` sees whether the worker is to leave; the task then ends at its next step.
         """
-        task, thread = unpack(packed), self._own()
+        task, thread = packed.unpacked(), self._own()
         job = Job(lambda watch: task.run(self.host, self.store, watch, preflight.device_here()), thread)
         try:
             yield []  # from here on the time counts
@@ -130,7 +130,7 @@ class ZeroGPU:
         return self._thread
 
 
-def _first(asked: int, _packed: bytes) -> int:
+def _first(asked: int, _packed: Packed) -> int:
     """The duration `spaces` asks for, from the worker's arguments."""
     return asked
 

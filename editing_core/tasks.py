@@ -1,16 +1,16 @@
 """Tasks: work on a model as a value, so that another process can do it.
 
 In: a function of a module, the model's name, arguments, and how much there is to compute. What a process has itself,
-models and statistics, comes in where the task is done. Packed, a task and what came of it are bytes.
+models and statistics, comes in where the task is done.
 """
 
-import io
-import pickle
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor, from_numpy
 
 from editing_core.duration import Load, seconds
@@ -46,26 +46,53 @@ class Task:
         return seconds(self.load, size, model.config.get_text_config().num_hidden_layers)
 
 
-class _Packer(pickle.Pickler):
-    """Tensors travel as arrays in the processor's memory.
+@dataclass(frozen=True, eq=False)
+class _Array:
+    """A tensor's numbers in the processor's memory."""
 
-    Queues of `multiprocessing` would hand them over as shared memory: one open file for each, as long as it is kept.
+    numbers: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A value for a process that was forked from this one or that forked it, its tensors as arrays.
+
+    Queues of `multiprocessing` hand tensors over as shared memory: one open file for each, as long as it is kept.
     """
 
-    def reducer_override(self, value: Any) -> Any:
-        """How a tensor is rebuilt; everything else as usual."""
-        if isinstance(value, Tensor):
-            return from_numpy, (value.detach().cpu().numpy(),)
-        return NotImplemented
+    value: Any
+
+    def unpacked(self) -> Any:
+        """The value as it was, tensors on the processor."""
+        return _mapped(self.value, _Array, lambda array: from_numpy(array.numbers))
 
 
-def pack(value: Any) -> bytes:
-    """For a process that was forked from this one or that forked it, and for nobody else."""
-    written = io.BytesIO()
-    _Packer(written, pickle.HIGHEST_PROTOCOL).dump(value)
-    return written.getvalue()
+def pack(value: Any) -> Packed:
+    """The value with its tensors, however deep in containers and objects with fields, as arrays."""
+    return Packed(_mapped(value, Tensor, lambda tensor: _Array(tensor.detach().cpu().numpy())))
 
 
-def unpack(packed: bytes) -> Any:
-    """What `pack` was given. Only for bytes from a process of one's own: a pickle can run code."""
-    return pickle.loads(packed)
+def _mapped(value: Any, kind: type, change: Callable[[Any], Any], done: dict[int, Any] | None = None) -> Any:
+    """A copy in which everything of a kind is changed; what cannot hold any is the same object.
+
+    done: copies by the original's id, so that what was one object in two places is one again.
+    """
+    done = {} if done is None else done
+    if id(value) not in done:
+        done[id(value)] = _copied(value, kind, change, done)
+    return done[id(value)]
+
+
+def _copied(value: Any, kind: type, change: Callable[[Any], Any], done: dict[int, Any]) -> Any:
+    if isinstance(value, kind):
+        return change(value)
+    if isinstance(value, dict):
+        return type(value)((key, _mapped(part, kind, change, done)) for key, part in value.items())
+    if type(value) in (list, tuple):
+        return type(value)([_mapped(part, kind, change, done) for part in value])
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    moved = copy(value)
+    for name, part in vars(value).items():
+        object.__setattr__(moved, name, _mapped(part, kind, change, done))  # frozen ones too
+    return moved

@@ -23,7 +23,7 @@ from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
 from editing_core.stack import Stack, Timeline
-from editing_core.tasks import pack, unpack
+from editing_core.tasks import pack
 from editing_core.types import EditRequest, Probe, Step
 from tests.conftest import bit_equal, snapshot
 
@@ -371,9 +371,9 @@ def test_every_task_can_travel(host, run):
         measuring(MODEL, [FACT], states[1], "none"),
         talking(MODEL, FACT.full_prompt, states, TalkSettings(tokens=3), "none"),
     ):
-        sent = unpack(pack(task))
+        sent = pack(task).unpacked()
         assert sent.seconds(host) > 0
-        found = unpack(pack(sent.run(host, None)))
+        found = pack(sent.run(host, None)).unpacked()
         assert len(found) in (1, 2)
 
 

@@ -34,7 +34,7 @@ from editing_core.registry import editor_row
 from editing_core.runs.record import NO_BASE, Base, EditPlan
 from editing_core.session import run_edit
 from editing_core.statistics.covariance import CovarianceStore
-from editing_core.tasks import Task, pack, unpack
+from editing_core.tasks import Task, pack
 from editing_core.types import EditRequest, Step, ignore
 from tests.conftest import bit_equal, snapshot
 
@@ -252,11 +252,11 @@ def test_every_task_of_the_page_can_travel(ours, gpu):
         comparing(MODEL, prompts_of([FACT]), WeightDelta(), delta, "none"),
     ]
     for task in tasks:
-        there = unpack(pack(task))
+        there = pack(task).unpacked()
         assert (there.do, there.model, there.load, there.quick) == (task.do, task.model, task.load, task.quick)
         assert len(there.arguments) == len(task.arguments)
     recipe = next(r for r in editor_row("finetuning").recipes if r.name == LADDER[0])
-    (rung,), looked = unpack(pack(([Rung(recipe, stored.run)], stored)))
+    (rung,), looked = pack(([Rung(recipe, stored.run)], stored)).unpacked()
     assert rung.recipe == recipe
     assert rung.run is looked.run
     shown = gpu.do(replace(tasks[2], quick=False), ignore).added_to(stored, FACT)
