@@ -52,7 +52,7 @@ def build(largest: float | None = None) -> Header:
             container=False,
             allow_custom_value=largest is None,
             elem_id="model",
-            min_width=230,
+            min_width=265,
             scale=0,
         )
         load = gr.Button("Load", size="sm", visible=False, elem_id="load", scale=0, min_width=70)

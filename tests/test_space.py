@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 import tomllib
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,8 @@ COMMANDS = [shlex.split(line) for line in re.findall(r"^hf .*$", SECTION, re.MUL
 # https://huggingface.co/docs/hub/spaces-zerogpu, "Supported versions", in September 2026
 ZEROGPU_TORCH = ("2.8.0", "2.9.1", "2.10.0", "2.11.0", "2.12.1", "2.13.0")
 ZEROGPU_PYTHON = ("3.10", "3.12")
+# Beside this Python, whether or not the environment is an activated one
+HF = Path(sys.executable).with_name("hf")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
@@ -74,7 +77,7 @@ def test_the_commands_have_the_options_they_use():
     assert [command[:2] for command in COMMANDS] == [["hf", "repos"], ["hf", "upload"]]
     for command in COMMANDS:
         name = command[1:3] if command[1] == "repos" else command[1:2]
-        told = subprocess.run(["hf", *name, "--help"], capture_output=True, text=True, check=True).stdout
+        told = subprocess.run([HF, *name, "--help"], capture_output=True, text=True, check=True).stdout
         options = {word for word in command if word.startswith("--")}
         assert options
         assert [option for option in options if f"{option} " not in told and f"{option}," not in told] == []
