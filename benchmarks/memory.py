@@ -50,10 +50,11 @@ def larger(folder: str) -> list[Case]:
 
 def estimated(case: Case) -> int:
     """Bytes that preflight tells."""
-    from editing_core.preflight import Place, need
+    from editing_core.preflight import Place, Undertaking
 
     folder = Path(case.folder) if case.folder else None
-    return need(case.model, case.editor, None, case.facts, Place(case.dtype), case.iterations, folder).total
+    asked = Undertaking(case.model, case.editor, None, case.facts, Place(case.dtype), case.iterations, folder)
+    return asked.need().total
 
 
 def measured(case: Case, home: Path) -> int:

@@ -135,15 +135,23 @@ def _build_own() -> dict[str, Any]:
 def _build_more() -> dict[str, Any]:
     """What is seldom changed."""
     with gr.Accordion("Stop rule, protocol, conventions, settings", open=False, elem_id="bench-more"):
-        stop = gr.Radio(STOPS, value="perplexity", label="Stop rule")
+        stop = gr.Radio(STOPS, value="perplexity", label="Stop rule", elem_id="bench-stop")
         protocol = gr.Radio(list(PROTOCOLS), value="batch", label="Protocol", elem_id="bench-protocol")
         with gr.Row(elem_classes="es-fields"):
-            chunk = gr.Number(1, label="Records per chunk (sequential)", precision=0, minimum=1, min_width=100)
-            preset = gr.Radio(list(CONVENTIONS), value="clean", label="Conventions", min_width=120)
-        direction = gr.Radio(list(DIRECTIONS), value=DIRECTIONS[0], label="ZsRE edits towards")
-        eligible = gr.Checkbox(False, label="Only records with eligible neighbors, and only those")
-        skip_bad = gr.Checkbox(False, label="Go on without malformed records")
-        generate = gr.Checkbox(False, label="Also fluency and consistency of generated texts")
+            chunk = gr.Number(
+                1, label="Records per chunk (sequential)", precision=0, minimum=1, min_width=100, elem_id="bench-chunk"
+            )
+            preset = gr.Radio(
+                list(CONVENTIONS), value="clean", label="Conventions", min_width=120, elem_id="bench-conventions"
+            )
+        direction = gr.Radio(
+            list(DIRECTIONS), value=DIRECTIONS[0], label="ZsRE edits towards", elem_id="bench-direction"
+        )
+        eligible = gr.Checkbox(
+            False, label="Only records with eligible neighbors, and only those", elem_id="bench-eligible"
+        )
+        skip_bad = gr.Checkbox(False, label="Go on without malformed records", elem_id="bench-skip-bad")
+        generate = gr.Checkbox(False, label="Also fluency and consistency of generated texts", elem_id="bench-texts")
         more = gr.Textbox(
             "",
             label="Settings, as in a grid file",

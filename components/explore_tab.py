@@ -21,9 +21,10 @@ from components.run_store import StoredRun
 from components.types import Shown, Values
 from components.work import averaging, measuring, reading, talk_turns, talking, tracing
 from editing_core.data.suggest import relation_of
-from editing_core.errors import EditingError
+from editing_core.errors import EditingError, UnknownName
 from editing_core.explore.talk import TalkSettings
 from editing_core.models.delta import WeightDelta
+from editing_core.runs.record import RunResult
 from editing_core.tasks import Task
 from editing_core.types import EditRequest, Watch
 
@@ -103,7 +104,7 @@ class ExploreTab:
         def make() -> Made:
             view, chat = self.trace, str(values[self.edit.settings.chat])
             fact, answer = trace_view.read_fact(values, view), trace_view.read_answer(values, view)
-            name, settings = self._offered(self.edit.check_model(values)), trace_view.read_settings(values, view)
+            name, settings = self.edit.check_model(values), trace_view.read_settings(values, view)
             task = tracing(name, fact.place, answer, settings, chat)
             return task, lambda found: trace_view.show(view, found, name, alone=True)
 
@@ -116,7 +117,7 @@ class ExploreTab:
             view, chat = self.trace, str(values[self.edit.settings.chat])
             subject, prompt, answer = (str(values[w] or "").strip() for w in (view.subject, view.prompt, view.answer))
             settings, count = trace_view.read_settings(values, view), trace_view.read_facts(values, view)
-            name = self._offered(self.edit.check_model(values))
+            name = self.edit.check_model(values)
             task = averaging(name, count, relation_of(subject, prompt, answer), settings, chat)
             return task, lambda found: trace_view.show(view, found, name, alone=False)
 
@@ -138,7 +139,7 @@ class ExploreTab:
         def make() -> Made:
             sides, prompt = self._sides(values, str(values[self.lens.source])), str(values[self.lens.prompt] or "")
             objects = [text for text in sides.objects if text]
-            task = reading(self._offered(sides.model), prompt, objects, sides.states, sides.chat)
+            task = reading(sides.model, prompt, objects, sides.states, sides.chat)
             return task, lambda lenses: lens_view.show(self.lens, lenses, sides.name, sides.objects)
 
         yield from self._perform(values, self.lens.bar, make)
@@ -152,7 +153,7 @@ class ExploreTab:
                 raise EditingError(GONE if values[self.edit.history] else NO_RUN)
             run, (_, by) = stored.run, changed_view.read(values, self.changed)
             requests, delta = run.requests[:MOST_MEASURED], run.delta_at(run.chosen)
-            task = measuring(self._offered(run.model), requests, delta, run.plan.conventions.chat)
+            task = measuring(self._model_of(run), requests, delta, run.plan.conventions.chat)
             return task, lambda found: changed_view.show(self.changed, run, found, by)
 
         yield from self._perform(values, self.changed.bar, make)
@@ -174,7 +175,6 @@ class ExploreTab:
         try:
             settings = talk_view.read_settings(values, self.talk)
             sides = self._sides(values, "stack")
-            self._offered(sides.model)
         except EditingError as error:
             yield bar.idle(error_html(str(error)))
             return
@@ -225,7 +225,7 @@ class ExploreTab:
             run = stored.run
             states = (run.state_at(0), run.state_at(run.chosen))
             name = f"{run.requests[0].subject[:30]}, k = {run.chosen}"
-            return Sides(run.model, run.plan.conventions.chat, states, name, self._request(values, stored), 1)
+            return Sides(self._model_of(run), run.plan.conventions.chat, states, name, self._request(values, stored), 1)
         model = edit.check_model(values)
         base = edit.shelf.base(values[edit.stack].now, model)
         if not base.ids:
@@ -239,11 +239,15 @@ class ExploreTab:
         place, _ = result_view.read_place(values, self.edit.view, stored)
         return stored.run.requests[place]
 
-    def _offered(self, name: str) -> str:
-        """The model's name where it is loaded or may be: a stored run can be of one that this page does not offer."""
-        if not self.edit.host.is_loaded(name) and name not in self.edit.header.names:
-            raise EditingError(f"The edit on show is of {name}, which is not on offer here; edit the fact again.")
-        return name
+    def _model_of(self, run: RunResult) -> str:
+        """The name of a run's model, where it is loaded or may be: a stored run can be of one not on offer here."""
+        if not self.edit.host.is_loaded(run.model):
+            try:
+                self.edit.header.check(run.model)
+            except UnknownName as error:
+                told = f"The edit on show is of {run.model}, which is not on offer here; edit the fact again."
+                raise EditingError(told) from error
+        return run.model
 
 
 def wire(tab: ExploreTab, own: gr.Tab, queue: dict[str, Any]) -> None:

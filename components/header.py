@@ -78,7 +78,7 @@ def state_html(host: ModelHost, store: CovarianceStore, model: str, editor: str,
 def _memory(host: ModelHost, model: str, editor: str) -> str:
     """What one fact would take, and what is free."""
     device = host.device or preflight.device_here()
-    found = preflight.need(model, editor, place=preflight.Place(host.dtype, device))
+    found = preflight.Undertaking(model, editor, place=preflight.Place(host.dtype, device)).need()
     return f"{found}; {memory.told(preflight.free_here(device))} are free"
 
 

@@ -38,7 +38,6 @@ def build(row: EditorRow, settings: Settings, model: str) -> Ingredients:
             [*recipes, (OWN, OWN)],
             value=_recipe(row, settings, model),
             label="Recipe",
-            info="A row of the paper's tables",
             elem_id="recipe",
         )
         switches = gr.CheckboxGroup(

@@ -1,4 +1,4 @@
-"""The Learn tab: a lesson of five steps on the bundled model, and a page for lecturers.
+"""The Learn tab: a lesson of five steps on the bundled model, a page for lecturers, and the vocabulary.
 
 Each step has two sentences, a button and a chart. What the steps found is small and stays with the page; the work is
 done in the models' thread, as in the other tabs, and always on the bundled model.
@@ -6,6 +6,7 @@ done in the models' thread, as in the other tabs, and always on the bundled mode
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -25,6 +26,8 @@ from editing_core.lesson_findings import Knowledge
 from editing_core.types import Step, Watch
 
 LECTURERS = len(STEPS) + 1  # the number of their page
+WORDS = LECTURERS + 1  # the vocabulary's
+VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "vocabulary.md"
 RUN, IDLE = "lesson-run", "Nothing is running."
 PARTS = 1000  # of the work, for the bar
 OPENED = "The case of the lesson is in the form; press Edit to see what it does."
@@ -56,6 +59,7 @@ class LearnTab:
                 self.chart = gr.Plot(start, show_label=False, container=False, elem_id="plot-lesson")
                 self.more = gr.HTML("", elem_id="lesson-more")
         self.lecturers = gr.HTML(visible=False, elem_id="lesson-class")
+        self.vocabulary = gr.Markdown(VOCABULARY.read_text("utf-8"), visible=False, elem_id="lesson-vocabulary")
 
     @property
     def run(self) -> gr.Button:
@@ -65,7 +69,7 @@ class LearnTab:
     @property
     def page(self) -> list[Any]:
         """What follows from the step and what was found."""
-        shown = [self.at, self.back, self.next, self.lesson, self.lecturers]
+        shown = [self.at, self.back, self.next, self.lesson, self.lecturers, self.vocabulary]
         return [*shown, self.text, self.words, self.chart, self.more, self.run, self.open]
 
     @property
@@ -79,7 +83,7 @@ class LearnTab:
 
     def on_move(self, by: int, values: Values) -> Shown:
         """Back or Next."""
-        return self.show(min(max(1, int(values[self.at]) + by), LECTURERS), values[self.found])
+        return self.show(min(max(1, int(values[self.at]) + by), WORDS), values[self.found])
 
     def on_reset(self, values: Values) -> Shown:
         """Begin again: a run of this page is stopped, and what was found is forgotten."""
@@ -89,7 +93,7 @@ class LearnTab:
     def on_run(self, values: Values) -> Iterator[Shown]:
         """The step's button. The chart and the text follow from what was found, at whichever step the page is then."""
         number, found = int(values[self.at]), values[self.found]
-        if number == LECTURERS:  # has no button, but what a browser sends may say anything
+        if number >= LECTURERS:  # has no button, but what a browser sends may say anything
             yield self.bar.idle(idle_html(IDLE))
             return
         task = learning(number, tuple(found))
@@ -107,10 +111,11 @@ class LearnTab:
 
     def on_open(self, values: Values) -> Shown:
         """The step's case into the form of the Edit tab. Nothing is run by itself."""
-        step, edit = STEPS[int(values[self.at]) - 1], self.edit
-        if step.case is None:
+        number, edit = int(values[self.at]), self.edit
+        asked = STEPS[number - 1].case if number < LECTURERS else None
+        if asked is None:
             return {edit.progress.message: ""}
-        case = step.case()
+        case = asked()
         return {
             **edit_form.show_requests(edit.form, case.requests),
             **settings_form.show_plan(edit.settings, case.plan, case.model),
@@ -120,15 +125,16 @@ class LearnTab:
         }
 
     def show(self, number: int, found: Found) -> Shown:
-        """The page at a step, or at the lecturers' page behind the last one."""
+        """The page at a step, or at one of the two behind the last."""
         shown: Shown = {
             self.at: gr.Radio(_choices(found), value=number),
             self.back: gr.Button(interactive=number > 1),
-            self.next: gr.Button(interactive=number < LECTURERS),
-            self.lesson: gr.Row(visible=number != LECTURERS),
+            self.next: gr.Button(interactive=number < WORDS),
+            self.lesson: gr.Row(visible=number < LECTURERS),
             self.lecturers: gr.HTML(class_html(found.values()), visible=number == LECTURERS),
+            self.vocabulary: gr.Markdown(visible=number == WORDS),
         }
-        return shown if number == LECTURERS else {**shown, **self._step(STEPS[number - 1], found)}
+        return shown if number >= LECTURERS else {**shown, **self._step(STEPS[number - 1], found)}
 
     def _step(self, step: LessonStep, found: Found) -> Shown:
         sentences, finding = step.text(found), found.get(step.number)
@@ -144,9 +150,9 @@ class LearnTab:
 
 
 def _choices(found: Found) -> list[tuple[str, int]]:
-    """The steps, those that were run with a mark, and the page for lecturers."""
+    """The steps, those that were run with a mark, the page for lecturers, and the vocabulary."""
     steps = [(f"{'✔ ' if step.number in found else ''}{step.number} {step.short}", step.number) for step in STEPS]
-    return [*steps, ("For lecturers", LECTURERS)]
+    return [*steps, ("For lecturers", LECTURERS), ("Words", WORDS)]
 
 
 def _telling(watch: Watch, step: LessonStep) -> Watch:

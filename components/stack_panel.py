@@ -32,7 +32,8 @@ class StackPanel:
         """What its handlers read."""
         view = self.view
         widgets = [view.on, view.keep, view.chosen, view.note, view.first, view.second, view.prompts]
-        return {self.edit.stack, self.edit.made, self.edit.header.model, self.edit.settings.chat, *widgets}
+        chosen = [self.edit.header.model, self.edit.settings.editor, self.edit.settings.chat]
+        return {self.edit.stack, self.edit.made, *chosen, *widgets}
 
     @property
     def changed(self) -> list[Any]:
@@ -94,7 +95,7 @@ class StackPanel:
         except EditingError as error:
             yield {self.view.compared: progress_view.error_html(str(error))}
             return
-        yield {self.view.compared: stack_view.compared_html(rows)}
+        yield {self.view.compared: stack_view.compared_html(rows), **tab.readiness(values)}
 
     def _line(self, values: Values) -> Timeline:
         line: Timeline = values[self.edit.stack]
@@ -115,6 +116,7 @@ def wire(panel: StackPanel, queue: dict[str, Any]) -> None:
     """What is pressed to what happens. queue: that of handlers which use a model."""
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "undocumented"}
     view, inputs, changed = panel.view, panel.inputs, panel.changed
+    compared = [view.compared, panel.edit.header.state, panel.edit.header.load]
     panel.edit.made.change(panel.on_made, inputs, changed, **quiet)
     panel.edit.stack.change(panel.on_stack, inputs, view.outputs, **quiet)
     view.on.input(panel.on_switch, inputs, changed, trigger_mode="always_last", **quiet)
@@ -122,7 +124,7 @@ def wire(panel: StackPanel, queue: dict[str, Any]) -> None:
     view.chosen.input(panel.on_chosen, inputs, [view.note], **quiet)
     for name, button in view.acting.items():
         button.click(_act(panel, name), inputs, changed, **quiet)
-    view.compare.click(panel.on_compare, inputs, [view.compared], api_name="compare", show_progress="hidden", **queue)
+    view.compare.click(panel.on_compare, inputs, compared, api_name="compare", show_progress="hidden", **queue)
 
 
 def _act(panel: StackPanel, name: str) -> Any:

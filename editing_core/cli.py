@@ -219,7 +219,7 @@ def _models(_options: argparse.Namespace) -> None:
     place = preflight.Place(device=preflight.device_here())
     for row in CATALOG.values():
         print(f"{row.name:<18}{row.parameters / 1e6:>9,.0f}M  {row.note}")
-        print(f"{'':<18}{preflight.need(row.name, 'memit', place=place)}")
+        print(f"{'':<18}{preflight.Undertaking(row.name, 'memit', place=place).need()}")
     print(f"Memory is for one fact by MEMIT in float32; {memory.told(preflight.free_here())} are free.")
     print(f"Any hub id of these types works too: {', '.join(sorted(ARCHITECTURES))}.")
 

@@ -137,8 +137,8 @@ def load_for(
     if device:
         check_there(device)
     place = preflight.Place(dtype, device or "", quantised)
-    asked = (name, plan.editor, plan.settings, facts, place, plan.stop.iterations, _local(name))
-    if told := preflight.warning(*asked) or preflight.notice(*asked):
+    edit = preflight.Undertaking(name, plan.editor, plan.settings, facts, place, plan.stop.iterations, _local(name))
+    if told := edit.warning() or edit.notice():
         sys.stderr.write(f"{told}\n")
     return load_model(name, dtype, quantised, revision, device)
 

@@ -5,6 +5,7 @@ parts, and a sentence where it does not fit. Sizes of weights are exact; what pa
 in footprint.py, and held against real peaks by `python -m benchmarks.memory`.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,42 +101,82 @@ class Place:
         return self.main.type == "cpu"
 
 
-def need(
-    model: str,
-    editor: str,
-    settings: Settings | None = None,
-    facts: int = 1,
-    place: Place = Place(),
-    iterations: int = 5,
-    folder: Path | None = None,
-) -> Need:
-    """What an edit takes. settings: the model's preset without. folder: of a model that is no catalog row or hub id.
+@dataclass(frozen=True)
+class Undertaking:
+    """An edit before its model is loaded.
 
-    Statistics are taken to be at hand. Without a configuration on this machine only the weights are told.
+    settings: the model's preset without. iterations: at most. folder: of a model that is no catalog row or hub id.
     """
-    row = editor_row(editor)
-    config = _known(str(folder) if folder else source_of(model))
-    base = BASE if place.on_cpu else CONTEXT
-    if config is None:
-        found, each = CATALOG.get(model), {"int8": 1.0, "nf4": NF4}.get(place.quantised, place.number.itemsize)
-        return Need(model, base, found.bytes_needed(each) if found else 0, rough=True)
-    settings = settings or row.preset(model).settings
-    plan = Footprint.of(Sizes.of(config, place.number), row, settings, facts, place.main, iterations)
-    quantised = place.quantised if place.quantised != "none" else quantisation_of(config)
-    stored = getattr(config, "dtype", None) or torch.float32
-    # Weights that are stored as they are wanted are not copied: their file is the memory. Others are read through a
-    # copy, and packed ones one after the other.
-    copied = place.on_cpu and stored != place.number and quantised == "none"
-    return Need(
-        model,
-        base,
-        weight_bytes(config, place.number, quantised),
-        weight_bytes(config, stored) if copied else 0,
-        plan.statistics if place.on_cpu else 0,  # elsewhere one layer's is there while it is used
-        plan.making,
-        plan.forwards,
-        plan.edits,
-    )
+
+    model: str
+    editor: str
+    settings: Settings | None = None
+    facts: int = 1
+    place: Place = Place()
+    iterations: int = 5
+    folder: Path | None = None
+
+    def need(self) -> Need:
+        """What it takes, statistics taken to be at hand.
+
+        Without a configuration on this machine only the weights are told.
+        """
+        row, place, model = editor_row(self.editor), self.place, self.model
+        config = _known(str(self.folder) if self.folder else source_of(model))
+        base = BASE if place.on_cpu else CONTEXT
+        if config is None:
+            found, each = CATALOG.get(model), {"int8": 1.0, "nf4": NF4}.get(place.quantised, place.number.itemsize)
+            return Need(model, base, found.bytes_needed(each) if found else 0, rough=True)
+        settings = self.settings or row.preset(model).settings
+        sizes = Sizes.of(config, place.number)
+        plan = Footprint.of(sizes, row, settings, self.facts, place.main, self.iterations)
+        quantised = place.quantised if place.quantised != "none" else quantisation_of(config)
+        stored = getattr(config, "dtype", None) or torch.float32
+        # Weights that are stored as they are wanted are not copied: their file is the memory. Others are read through
+        # a copy, and packed ones one after the other.
+        copied = place.on_cpu and stored != place.number and quantised == "none"
+        return Need(
+            model,
+            base,
+            weight_bytes(config, place.number, quantised),
+            weight_bytes(config, stored) if copied else 0,
+            plan.statistics if place.on_cpu else 0,  # elsewhere one layer's is there while it is used
+            plan.making,
+            plan.forwards,
+            plan.edits,
+        )
+
+    def warning(self) -> str:
+        """In one sentence that it will not fit, and what would; nothing where it fits."""
+        found, free = self._found()
+        if found is None or found.fits(free):
+            return ""
+        fitting = [name for name in CATALOG if replace(self, model=name, settings=None, folder=None).need().fits(free)]
+        hints = [hint for hint, other in self._smaller() if other.need().fits(free)]
+        hints += [max(fitting, key=lambda name: CATALOG[name].parameters)] if fitting else []
+        hint = f"; {' or '.join(hints)} would fit" if hints else ""
+        return f"{self.model} {found}, and {told(free)} are free, so it will probably not fit{hint}."
+
+    def notice(self) -> str:
+        """In one sentence what a large edit takes and what is free, nothing for a small one."""
+        found, free = self._found()
+        return f"{self.model} {found}; {told(free)} are free." if found and found.total > NOTICED else ""
+
+    def _found(self) -> tuple[Need | None, int]:
+        """What it takes and the free bytes there; None where only loading can say what is wrong."""
+        try:
+            found = self.need()
+        except EditingError:
+            return None, 0
+        return found, free_here(self.place.device or default_device(found.weights))
+
+    def _smaller(self) -> Iterator[tuple[str, "Undertaking"]]:
+        """The same in less memory, each with what is to be asked for."""
+        if (self.place.dtype, self.place.quantised) == ("float32", "none"):
+            yield "--dtype bfloat16", replace(self, place=replace(self.place, dtype="bfloat16"))
+        layers = getattr(self.settings, "layers", ())
+        if self.settings and len(layers) > 1:
+            yield "fewer layers", replace(self, settings=self.settings.changed({"layers": layers[-1:]}))
 
 
 def _known(source: str) -> PretrainedConfig | None:
@@ -145,57 +186,6 @@ def _known(source: str) -> PretrainedConfig | None:
     except (OSError, ValueError):
         return None
     return config if config.model_type in ARCHITECTURES else None
-
-
-def warning(
-    model: str,
-    editor: str,
-    settings: Settings,
-    facts: int,
-    place: Place = Place(device=""),
-    iterations: int = 5,
-    folder: Path | None = None,
-) -> str:
-    """In one sentence that what is about to be loaded will not fit, and what would; nothing where it fits."""
-
-    def takes(place: Place = place, settings: Settings = settings) -> Need:
-        return need(model, editor, settings, facts, place, iterations, folder)
-
-    try:
-        found = takes()
-    except EditingError:
-        return ""  # loading it says what is wrong
-    free = free_here(place.device or default_device(found.weights))
-    if found.fits(free):
-        return ""
-    hints = []
-    if (place.dtype, place.quantised) == ("float32", "none") and takes(replace(place, dtype="bfloat16")).fits(free):
-        hints.append("--dtype bfloat16")
-    layers = getattr(settings, "layers", ())
-    if len(layers) > 1 and takes(settings=settings.changed({"layers": layers[-1:]})).fits(free):
-        hints.append("fewer layers")
-    smaller = [name for name in CATALOG if need(name, editor, facts=facts, place=place).fits(free)]
-    hints += [max(smaller, key=lambda name: CATALOG[name].parameters)] if smaller else []
-    hint = f"; {' or '.join(hints)} would fit" if hints else ""
-    return f"{model} {found}, and {told(free)} are free, so it will probably not fit{hint}."
-
-
-def notice(
-    model: str,
-    editor: str,
-    settings: Settings,
-    facts: int,
-    place: Place = Place(device=""),
-    iterations: int = 5,
-    folder: Path | None = None,
-) -> str:
-    """In one sentence what a large edit takes and what is free, nothing for a small one."""
-    try:
-        found = need(model, editor, settings, facts, place, iterations, folder)
-    except EditingError:
-        return ""
-    free = free_here(place.device or default_device(found.weights))
-    return f"{model} {found}; {told(free)} are free." if found.total > NOTICED else ""
 
 
 def device_here() -> str:

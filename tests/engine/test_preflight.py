@@ -11,7 +11,7 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.models import memory
 from editing_core.models.catalog import CATALOG
 from editing_core.models.weights import parameters
-from editing_core.preflight import Place, need
+from editing_core.preflight import Place, Undertaking
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
@@ -28,16 +28,16 @@ def test_weights_are_counted_exactly(family, tiny_models):
 
 def test_weights_of_the_bundled_model(pocket):
     size = sum(p.numel() * p.element_size() for p in pocket.model.parameters())
-    assert need("pocket-gpt2", "memit").weights == size
-    assert need("pocket-gpt2", "memit", place=Place("bfloat16")).weights == size / 2
+    assert Undertaking("pocket-gpt2", "memit").need().weights == size
+    assert Undertaking("pocket-gpt2", "memit", place=Place("bfloat16")).need().weights == size / 2
     # Stored in float16, it is read through a copy.
-    assert need("pocket-gpt2", "memit").loading == size / 2
-    assert need("pocket-gpt2", "memit", place=Place("float16")).loading == 0
+    assert Undertaking("pocket-gpt2", "memit").need().loading == size / 2
+    assert Undertaking("pocket-gpt2", "memit", place=Place("float16")).need().loading == 0
 
 
 @pytest.mark.parametrize("editor", EDITORS)
 def test_with_many_facts_only_the_edits_grow(editor):
-    some, more, most = (need("pocket-gpt2", editor, facts=n) for n in (1000, 2000, 3000))
+    some, more, most = (Undertaking("pocket-gpt2", editor, facts=n).need() for n in (1000, 2000, 3000))
     assert [getattr(some, part) for part in PARTS] == [getattr(more, part) for part in PARTS]
     assert most.edits - more.edits <= more.edits - some.edits
 
@@ -50,16 +50,16 @@ def test_the_peak_is_the_largest_phase():
 
 
 def test_the_sentence_names_the_parts():
-    told = str(need("pocket-gpt2", "memit"))
+    told = str(Undertaking("pocket-gpt2", "memit").need())
     assert told.startswith("needs about 0.")
     assert all(part in told for part in (" GB: ", "24 MB model", "statistics", "forwards", "GB program"))
-    assert "statistics" not in str(need("pocket-gpt2", "finetuning"))
+    assert "statistics" not in str(Undertaking("pocket-gpt2", "finetuning").need())
 
 
 @pytest.mark.parametrize("name", [name for name, row in CATALOG.items() if not row.bundled])
 def test_without_a_configuration_the_weights_are_told(name, monkeypatch):
     monkeypatch.setattr(preflight, "_known", lambda _source: None)
-    found = need(name, "memit", place=Place("bfloat16"))
+    found = Undertaking(name, "memit", place=Place("bfloat16")).need()
     assert found.beside == CATALOG[name].bytes_needed(2)
     assert str(found).endswith("for its weights")
 
@@ -67,22 +67,22 @@ def test_without_a_configuration_the_weights_are_told(name, monkeypatch):
 def test_a_warning_says_what_would_fit(monkeypatch):
     settings = editor_row("memit").preset("gpt2-xl").settings
     monkeypatch.setattr(preflight, "free_here", lambda _device=None: 4 * 10**9)
-    told = preflight.warning("gpt2-xl", "memit", settings, 1)
+    told = Undertaking("gpt2-xl", "memit", settings, 1).warning()
     assert "6.2 GB" in told
     assert "4 GB are free" in told
     assert told.endswith("--dtype bfloat16 or qwen3-0.6b-base would fit.")
     monkeypatch.setattr(preflight, "free_here", lambda _device=None: 10**6)
-    assert preflight.warning("gpt2-xl", "memit", settings, 1).endswith("so it will probably not fit.")
+    assert Undertaking("gpt2-xl", "memit", settings, 1).warning().endswith("so it will probably not fit.")
     monkeypatch.setattr(preflight, "free_here", lambda _device=None: 10**12)
-    assert not preflight.warning("gpt2-xl", "memit", settings, 1)
-    assert not preflight.warning("no such model", "memit", settings, 1)
+    assert not Undertaking("gpt2-xl", "memit", settings, 1).warning()
+    assert not Undertaking("no such model", "memit", settings, 1).warning()
 
 
 def test_fewer_layers_are_a_way_out(monkeypatch):
     settings = editor_row("memit").preset("pocket-gpt2").settings
-    one = need("pocket-gpt2", "memit", settings.changed({"layers": settings.layers[-1:]}))
+    one = Undertaking("pocket-gpt2", "memit", settings.changed({"layers": settings.layers[-1:]})).need()
     monkeypatch.setattr(preflight, "free_here", lambda _device=None: one.beside)
-    assert "fewer layers" in preflight.warning("pocket-gpt2", "memit", settings, 1)
+    assert "fewer layers" in Undertaking("pocket-gpt2", "memit", settings, 1).warning()
 
 
 def test_the_command_line_warns_before_it_loads(monkeypatch, capsys):
@@ -100,7 +100,7 @@ def test_the_command_line_warns_before_it_loads(monkeypatch, capsys):
 def test_the_command_line_lists_it(capsys):
     assert cli.run(["models"]) == 0
     out = capsys.readouterr().out
-    assert str(need("pocket-gpt2", "memit", place=Place(device=preflight.device_here()))) in out
+    assert str(Undertaking("pocket-gpt2", "memit", place=Place(device=preflight.device_here())).need()) in out
 
 
 @pytest.mark.parametrize("editor", ["memit", "rome"])

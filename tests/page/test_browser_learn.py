@@ -1,4 +1,4 @@
-"""The lesson in a real browser: from the first step to the lecturers' page, Reset, Stop, and a case opened."""
+"""The lesson in a real browser: from the first step to the vocabulary, Reset, Stop, and a case opened."""
 
 import re
 
@@ -42,6 +42,8 @@ def test_the_whole_lesson(opening, page, pocket, tab):
         expect(sheet.locator("#lesson-stop")).to_be_disabled()
         sheet.locator("#lesson-next").click()
     expect(sheet.locator("#lesson-class")).to_contain_text("20 browsers")
+    sheet.locator("#lesson-next").click()
+    expect(sheet.locator("#lesson-vocabulary")).to_contain_text("Harmonic mean of efficacy")
     expect(sheet.locator("#lesson-next")).to_be_disabled()
     sheet.locator("#lesson-at label").nth(1).click()
     expect(sheet.locator("#lesson-text")).to_contain_text("fell short")
@@ -82,6 +84,7 @@ def test_a_narrow_page_does_not_scroll_sideways(opening, page):
     sheet.locator("#lesson-run").click()
     expect(sheet.locator("#lesson-line")).to_contain_text("Step 1 done", timeout=30_000)
     assert sheet.evaluate("document.documentElement.scrollWidth") <= 380
-    sheet.locator("#lesson-at label").last.click()
-    expect(sheet.locator("#lesson-class")).to_be_visible()
-    assert sheet.evaluate("document.documentElement.scrollWidth") <= 380
+    for place, shown in ((-2, "#lesson-class"), (-1, "#lesson-vocabulary")):
+        sheet.locator("#lesson-at label").nth(place).click()
+        expect(sheet.locator(shown)).to_be_visible()
+        assert sheet.evaluate("document.documentElement.scrollWidth") <= 380

@@ -7,13 +7,11 @@ import gradio as gr
 import pytest
 
 import app
-from components.definitions import SHARED, WIDGETS, definitions, head, scrolling
+from components.definitions import SAME, SHARED, WIDGETS, definitions, head, scrolling
 from editing_core.chart_cards import CHARTS
 from editing_core.evaluation.metrics import CARDS
 
-TYPED = (gr.Textbox, gr.Number, gr.Slider, gr.Dropdown, gr.Radio, gr.Checkbox, gr.CheckboxGroup)
-SETTINGS = ("editor", "iterations", "assistance", "recipe", "ingredients", "stop-rule", "tolerance", "collapse-factor")
-SETTINGS += ("also-texts", "conventions", "chat")
+TYPED = (gr.Textbox, gr.Number, gr.Slider, gr.Dropdown, gr.Radio, gr.Checkbox, gr.CheckboxGroup, gr.File)
 
 
 @pytest.fixture(scope="module")
@@ -33,15 +31,16 @@ def test_every_chart_has_its_card(blocks):
     assert len(plots) == len(CHARTS)
 
 
-def test_every_setting_says_what_it_does(blocks):
+def test_every_field_says_what_it_does(blocks):
     told = definitions()
-    assert set(SETTINGS) <= set(told)
-    form = [block for block in blocks if isinstance(block, TYPED) and getattr(block, "info", None)]
-    assert len(form) > 100  # the settings of all editors, under their labels
+    fields = [block for block in blocks if isinstance(block, TYPED) and block.show_label and block.label]
+    assert [f.label for f in fields if not getattr(f, "info", None) and f.elem_id not in told] == []
+    assert len(fields) > 150
+    assert not [f.elem_id for f in fields if getattr(f, "info", None) and f.elem_id in told]  # once is enough
 
 
 @pytest.mark.parametrize(
-    "name", [*WIDGETS, *(entry[0] for entry in SHARED), *(f"plot-{n}" for n in CHARTS if n != "losses")]
+    "name", [*WIDGETS, *SAME, *(entry[0] for entry in SHARED), *(f"plot-{n}" for n in CHARTS if n != "losses")]
 )
 def test_a_line_is_one_sentence_or_two(name):
     title, text = definitions()[name]

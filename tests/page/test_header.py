@@ -15,7 +15,7 @@ from editing_core.statistics.covariance import CovarianceStore
 def test_it_tells_what_the_editor_would_take_and_what_is_free(editor, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "free_here", lambda _device: 3 * 10**9)
     told = header.state_html(ModelHost(device="cpu"), CovarianceStore(tmp_path), "pocket-gpt2", editor)
-    assert f"not loaded; {preflight.need('pocket-gpt2', editor)}; 3 GB are free." in told
+    assert f"not loaded; {preflight.Undertaking('pocket-gpt2', editor).need()}; 3 GB are free." in told
     assert ("statistics" in told) == (editor in ("memit", "pmet", "alphaedit"))  # where they take a share worth naming
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from components.edit_form import read_requests
 from components.edit_tab import STOPPED
-from components.learn_tab import LECTURERS
+from components.learn_tab import LECTURERS, WORDS
 from components.settings_form import read_plan
 from components.work import learning
 from editing_core.lesson import MODEL, STEPS
@@ -26,7 +26,7 @@ def test_it_begins_at_the_first_step_with_nothing_found(learn):
     assert learn.found.value == {}
     assert STEPS[0].before[0][:20] in learn.text.value
     assert not learn.open.visible
-    assert [number for _, number in learn.at.choices] == [1, 2, 3, 4, 5, LECTURERS]
+    assert [number for _, number in learn.at.choices] == [1, 2, 3, 4, 5, LECTURERS, WORDS]
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.short)
@@ -44,15 +44,19 @@ def test_every_step_is_shown_before_it_was_run(learn, step):
 
 def test_back_and_next_stay_within_the_lesson(learn):
     places = [1]
-    for by in (1, 1, 1, 1, 1, 1, -1):
+    for by in (1, 1, 1, 1, 1, 1, 1, -1):
         places.append(learn.on_move(by, at(learn, places[-1]))[learn.at].value)
-    assert places == [1, 2, 3, 4, 5, 6, 6, 5]
-    first, last = learn.on_move(-1, at(learn, 1)), learn.on_move(1, at(learn, 5))
+    assert places == [1, 2, 3, 4, 5, 6, 7, 7, 6]
+    first, asked, last = (learn.on_move(by, at(learn, start)) for by, start in ((-1, 1), (1, 5), (1, 6)))
     assert (first[learn.back].interactive, first[learn.next].interactive) == (False, True)
     assert (last[learn.back].interactive, last[learn.next].interactive) == (True, False)
-    assert last[learn.lecturers].visible
-    assert "What to ask" in last[learn.lecturers].value
-    assert not last[learn.lesson].visible
+    assert "What to ask" in asked[learn.lecturers].value
+    for shown, pages in ((first, (True, False, False)), (asked, (False, True, False)), (last, (False, False, True))):
+        assert tuple(shown[page].visible for page in (learn.lesson, learn.lecturers, learn.vocabulary)) == pages
+
+
+def test_the_vocabulary_has_the_papers_symbols(learn):
+    assert "| delta p | Δp |" in learn.vocabulary.value
 
 
 def test_a_step_runs_what_it_needs_and_the_model_is_as_it_was(learn, host):
@@ -127,9 +131,11 @@ def test_a_closed_page_stops_the_work(learn, host):
     assert not len(learn.edit.jobs)
 
 
-def test_lecturers_have_no_button_whatever_a_browser_sends(learn):
-    (shown,) = learn.on_run(at(learn, LECTURERS))
+@pytest.mark.parametrize("number", [LECTURERS, WORDS])
+def test_pages_behind_the_lesson_have_no_buttons_whatever_a_browser_sends(learn, number):
+    (shown,) = learn.on_run(at(learn, number))
     assert learn.found not in shown
+    assert set(learn.on_open(at(learn, number))) == {learn.edit.progress.message}
     assert not len(learn.edit.jobs)
 
 

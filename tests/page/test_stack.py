@@ -56,6 +56,7 @@ def held(panel, line=None, **more):
         view.second: [],
         view.prompts: "",
         panel.edit.settings.chat: "none",
+        panel.edit.settings.editor: "memit",
     }
     own = {panel.edit.stack: line or Timeline(), panel.edit.made: "", panel.edit.header.model: "pocket-gpt2"}
     return {
@@ -118,6 +119,7 @@ def test_two_states_are_compared_on_the_facts_or_on_own_prompts(panel, ids):
     line = Timeline(Stack().add(ids[0]))
     *_, shown = panel.on_compare(held(panel, line, first=[], second=[ids[0]]))
     html = shown[panel.view.compared]
+    assert "model ready" in shown[panel.edit.header.state]
     assert "≠ Edward Matthew Ward was born in" in html
     assert "Boston" in html
     *_, shown = panel.on_compare(
