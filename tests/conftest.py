@@ -89,6 +89,7 @@ FAMILIES = tuple(CONFIGS)
 # attention and MLP in parallel, as most are today, without an MLP module, and with a norm behind the MLP. The others
 # differ from one of these in their attention or in names only, and what rests on those (hooks, the self-test, replay,
 # staged rows, reading) is tested on all of them.
+THREE = ("gpt2", "gptj", "llama")
 DISTINCT = ("gpt2", "gptj", "llama", "opt", "gemma2")
 ROUGH = ("gptj", "gemma2")  # families whose attention works in float32 whatever the model's precision
 
@@ -152,6 +153,11 @@ def left_alone(lm: LanguageModel):
     yield lm
     assert bit_equal(lm.model, before), "a test left the shared model changed"
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules()), "a hook was left behind"
+
+
+def seldom(values, often):
+    """Parameters of which only those of `often` are met by `make test`, the others among the slow tests."""
+    return [value if value in often else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def each_of(families):

@@ -193,6 +193,7 @@ def test_an_edit_changes_its_fact_and_leaves_the_others(sibling, asked, editor):
     assert run.iterations["collapse_ppl"].iloc[-1] < 1.05 * run.iterations["collapse_ppl"].iloc[0]
 
 
+@pytest.mark.slow
 def test_an_edit_leaves_as_an_adapter(sibling, asked, tmp_path):
     """Another process, without EditScope, loads it onto the bundled model and says the same."""
     run = edited(sibling, "memit", asked[:1])

@@ -11,6 +11,7 @@ from editing_core.bench.desk import Desk
 from editing_core.models.host import ModelHost
 from editing_core.statistics.covariance import CovarianceStore
 
+PATIENCE = 30_000  # milliseconds that an expectation may take to come true: a busy machine is slow, not wrong
 SILENT = {"state", "group", "button"}  # components for which the client gets no output
 
 
@@ -95,6 +96,7 @@ def browser():
     from scripts.screenshot import ARGUMENTS  # needs Playwright, too
 
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    sync_api.expect.set_options(timeout=PATIENCE)
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=chromium, args=ARGUMENTS)
         yield browser
