@@ -80,7 +80,6 @@ WIDGETS: dict[str, tuple[str, str]] = {
     ),
     "export-what": ("Of", "The edit on show at the chosen k, or all that is switched on in the edit stack, as one."),
     "export-rank": ("Rank", "An adapter of at most this rank; what is lost by it is told. 0 keeps the edit exact."),
-    "import": ("Bring an edit", "A file made here or by the command line; it must belong to the model that is loaded."),
     # The Benchmark tab
     "bench-dataset": ("Data set", "Where the records come from: bundled, from the hub, or a file of your own."),
     "bench-kind": ("Format", "How the file is laid out; the templates show the plain table."),
@@ -115,7 +114,6 @@ WIDGETS: dict[str, tuple[str, str]] = {
     # The Runs tab
     "runs-text": ("Contains", "Only runs whose name, id or error contains this text."),
     "runs-status": ("Status", "Only runs that wait, are at work, are done, failed, were cancelled or interrupted."),
-    "runs-import": ("Import bundle", "A finished run of another installation, as Download gives it."),
     "runs-opened": ("Runs opened", "The runs in the charts and tables below; click a row of the list to add it."),
     "runs-reference": ("Compared with", "The run that the others' results are subtracted from."),
     "runs-cases-run": ("Of the run", "The run whose records are listed."),

@@ -30,6 +30,7 @@ WORDS = LECTURERS + 1  # the vocabulary's
 VOCABULARY = Path(__file__).resolve().parent.parent / "docs" / "vocabulary.md"
 RUN, IDLE = "lesson-run", "Nothing is running."
 PARTS = 1000  # of the work, for the bar
+DONE, BLANK = "✔", "\N{EM SPACE}"  # about as wide as each other, so that nothing moves
 OPENED = "The case of the lesson is in the form; press Edit to see what it does."
 
 
@@ -151,7 +152,7 @@ class LearnTab:
 
 def _choices(found: Found) -> list[tuple[str, int]]:
     """The steps, those that were run with a mark, the page for lecturers, and the vocabulary."""
-    steps = [(f"{'✔ ' if step.number in found else ''}{step.number} {step.short}", step.number) for step in STEPS]
+    steps = [(f"{step.number} {step.short} {DONE if step.number in found else BLANK}", step.number) for step in STEPS]
     return [*steps, ("For lecturers", LECTURERS), ("Words", WORDS)]
 
 

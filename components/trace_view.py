@@ -15,8 +15,9 @@ from components.types import Shown, Values
 from editing_core import charts_explore as charts
 from editing_core.depths import ending_at
 from editing_core.errors import BadSetting, EditingError
+from editing_core.explore.average import average
 from editing_core.explore.facts import MOST_FACTS
-from editing_core.explore.trace import KINDS, Trace, TraceSettings, average
+from editing_core.explore.trace import KINDS, Trace, TraceSettings
 from editing_core.registry import EDITORS, editor_row
 from editing_core.settings import default_of
 from editing_core.types import EditRequest
@@ -69,7 +70,7 @@ def build() -> TraceView:
                 )
             with gr.Row(elem_classes="es-fields es-beside"):
                 facts = gr.Number(
-                    10, label=f"Facts (1 to {MOST_FACTS})", precision=0, min_width=90, elem_id="trace-facts"
+                    10, label=f"Facts (1 to {MOST_FACTS})", precision=0, min_width=115, elem_id="trace-facts"
                 )
                 several = gr.Button("Average over facts", size="md", min_width=150, scale=2, elem_id="trace-average")
             with gr.Accordion("Noise, runs and window", open=False, elem_id="trace-settings"):

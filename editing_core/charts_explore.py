@@ -12,8 +12,9 @@ import plotly.graph_objects as go
 from torch import Tensor
 
 from editing_core.charts import HEIGHT, INK, ITERATION, ITERATION_DARK, NEW, OLD, empty, finish
+from editing_core.explore.average import Average
 from editing_core.explore.lens import Lens
-from editing_core.explore.trace import KINDS, LAST_SUBJECT, ROLES, Average, Trace
+from editing_core.explore.trace import KINDS, LAST_SUBJECT, ROLES, Trace
 
 SCALE = "Cividis"
 PALE = [[0, "#F5F5F5"], [1, "#56B4E9"]]  # words can be read on all of it

@@ -88,7 +88,14 @@ def test_the_commands_have_the_options_they_use():
 def test_the_upload_takes_what_the_page_needs_and_little_else():
     command = COMMANDS[1]
     patterns = [after for option, after in pairwise(command) if option == "--exclude"]
-    needed = ["app.py", "README.md", "requirements.txt", "constraints.txt", "components/jobs.py", "docs/screenshot.png"]
+    needed = [
+        "app.py",
+        "README.md",
+        "requirements.txt",
+        "constraints.txt",
+        "components/jobs.py",
+        "docs/screenshot-edit.png",
+    ]
     for folder in ("components", "editing_core", "assets"):
         paths = [p.relative_to(ROOT).as_posix() for p in (ROOT / folder).rglob("*") if p.is_file()]
         needed += [path for path in paths if "__pycache__" not in path]

@@ -6,6 +6,7 @@ al. 2022 (ROME), https://arxiv.org/abs/2202.05262, section 2 and appendix B.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from editing_core.errors import BadRequest
+from editing_core.models.blocks import behind
 from editing_core.models.hooks import Change, steering, watching
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.tokens import Batch
@@ -118,17 +120,16 @@ def trace(
     for text in (asked.full_prompt, asked.target_new):
         lm.check_text(text)
     run = _Runs(lm, asked.place, noise, settings)
-    clean_states = run.clean_states()
+    run.begin()
     token = lm.coder.continuation(run.prompt, answer).object_ids[0] if answer else int(run.clean.argmax())
-    blurred = float(run.probabilities(token, [-1], {}).mean())
+    blurred = float(run.probabilities(token, [-1]).mean())
     window, layers = settings.window_in(lm.layers), lm.layers
     restored: dict[str, Tensor] = {}
     for number, kind in enumerate(KINDS):
         rows = []
         for layer in range(layers):
             watch(Step("trace", number * layers + layer + 1, len(KINDS) * layers, note=f"{kind}, layer {layer}"))
-            sites = {name: clean_states[name] for name in _sites(lm, kind, layer, window)}
-            rows.append(run.row(token, sites, blurred))
+            rows.append(run.row(token, kind, _layers(lm, kind, layer, window), blurred))
         restored[kind] = torch.stack(rows)
     return Trace(
         run.prompt,
@@ -143,23 +144,29 @@ def trace(
     )
 
 
-def _sites(lm: LanguageModel, kind: str, layer: int, window: int) -> Iterator[str]:
-    """The modules whose output is put back: a block's, or those of a window of layers around it."""
+def _layers(lm: LanguageModel, kind: str, layer: int, window: int) -> range:
+    """The layers put back together: one block, or a window of MLPs or attentions around it."""
     if kind == "hidden":
-        yield lm.architecture.block(layer)
-        return
-    name = lm.architecture.down if kind == "mlp" else lm.architecture.attention_out_of
-    for other in range(max(0, layer - window // 2), min(lm.layers, layer - window // 2 + window)):
-        yield name(other)
+        return range(layer, layer + 1)
+    first = layer - window // 2
+    return range(max(0, first), min(lm.layers, first + window))
+
+
+def _site(lm: LanguageModel, kind: str, layer: int) -> str:
+    """The module whose output is put back."""
+    names = lm.architecture
+    return {"hidden": names.block, "mlp": names.down, "attention": names.attention_out_of}[kind](layer)
 
 
 class _Runs:
     """Forward passes of one prompt, clean or with its subject blurred in `samples` ways.
 
     Every forward has as many rows as the others, the clean one too: sums are taken in an order that depends on how
-    many rows there are, so that only then a run with nothing blurred is the clean one to the last bit.
+    many rows there are, so that only then a run with nothing blurred is the clean one to the last bit. Below the
+    first state that is put back all runs of a sample are the same; they begin there, with states kept from one run.
 
-    clean: (vocabulary,) logits behind the prompt in the clean run. rows: of a forward.
+    clean: (vocabulary,) logits behind the prompt in the clean run. kept: by module, (tokens, width) the clean run's
+    outputs. below: by layer, (samples, tokens, width) the blocks' outputs in blurred runs. rows: of a forward.
     """
 
     def __init__(self, lm: LanguageModel, place: tuple[str, str], noise: float, settings: TraceSettings) -> None:
@@ -174,41 +181,69 @@ class _Runs:
         embeddings: Any = lm.model.get_input_embeddings()
         size = (settings.samples, len(self.subject), embeddings.weight.shape[-1])
         self.noise = noise * torch.randn(size, generator=drawn)
-        self.clean = torch.empty(0)
+        self.clean, self.kept, self.below = torch.empty(0), dict[str, Tensor](), dict[int, Tensor]()
         most = settings.samples * (len(self.ids) - self.subject[0])
         self.rows = max(1, min(most, lm.tokens_per_forward // len(self.ids)))
 
-    def clean_states(self) -> dict[str, Tensor]:
-        """(tokens, width) by module: the outputs of the clean run."""
-        names = [name for layer in range(self.lm.layers) for kind in KINDS for name in _sites(self.lm, kind, layer, 1)]
+    def begin(self) -> None:
+        """The clean run, and the blurred ones with nothing put back."""
+        blocks = [self.lm.architecture.block(layer) for layer in range(self.lm.layers)]
+        names = [_site(self.lm, kind, layer) for kind in KINDS for layer in range(self.lm.layers)]
         with watching(self.lm.model, outputs=names) as seen:
             hidden = self.lm.hidden(self._batch())
         self.clean = self.lm.logits(hidden[:, -1])[0]
-        return {name: seen[name][0] for name in names}
+        self.kept = {name: seen[name][0] for name in names}
+        parts: list[list[Tensor]] = [[] for _ in blocks]
+        for _, sample in self._forwards([(-1, sample) for sample in range(len(self.noise))]):
+            blurring = steering(self.lm.model, {self.embedding: self._blurring(sample)})
+            with watching(self.lm.model, outputs=blocks) as seen, blurring:
+                self.lm.hidden(self._batch())
+            for part, name in zip(parts, blocks, strict=True):
+                part.append(seen[name][: len(self.noise)])
+        self.below = {layer: torch.cat(part)[: len(self.noise)] for layer, part in enumerate(parts)}
 
-    def row(self, token: int, sites: Mapping[str, Tensor], blurred: float) -> Tensor:
-        """(tokens,) average probability with the sites put back at one token each time.
+    def row(self, token: int, kind: str, layers: range, blurred: float) -> Tensor:
+        """(tokens,) average probability with these layers' states put back at one token each time.
 
         Before the subject nothing is blurred, so nothing changes there.
         """
         first = self.subject[0]
-        found = self.probabilities(token, list(range(first, len(self.ids))), sites)
+        found = self.probabilities(token, list(range(first, len(self.ids))), kind, layers)
         return torch.cat([torch.full((first,), blurred, dtype=found.dtype), found.mean(1)])
 
-    def probabilities(self, token: int, places: Sequence[int], sites: Mapping[str, Tensor]) -> Tensor:
-        """(places, samples) float64: the token's probability in every blurred run, the sites put back at each place."""
+    def probabilities(
+        self, token: int, places: Sequence[int], kind: str = KINDS[0], layers: range = range(0)
+    ) -> Tensor:
+        """(places, samples) float64: the token's probability in blurred runs, the layers put back at each place."""
         samples = len(self.noise)
-        pairs = [(place, sample) for place in places for sample in range(samples)]
         found = []
-        for start in range(0, len(pairs), self.rows):
-            some = [pairs[(start + i) % len(pairs)] for i in range(self.rows)]  # the last ones go round
-            place, sample = (torch.tensor(part) for part in zip(*some, strict=True))
-            changes = {self.embedding: self._blurring(sample)}
-            changes |= {name: _putting_back(state, place) for name, state in sites.items()}
-            with steering(self.lm.model, changes):
+        for place, sample in self._forwards([(place, sample) for place in places for sample in range(samples)]):
+            with ExitStack() as stack:
+                for change in self._changes(place, sample, kind, layers):
+                    stack.enter_context(change)
                 hidden = self.lm.hidden(self._batch())
             found.append(self.lm.logits(hidden[:, -1]).softmax(-1)[:, token].double().cpu())
-        return torch.cat(found)[: len(pairs)].reshape(len(places), samples)
+        return torch.cat(found)[: len(places) * samples].reshape(len(places), samples)
+
+    def _forwards(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """(rows,) place and sample of every forward; the last one begins anew where pairs run out."""
+        for start in range(0, len(pairs), self.rows):
+            some = [pairs[(start + i) % len(pairs)] for i in range(self.rows)]
+            place, sample = (torch.tensor(part) for part in zip(*some, strict=True))
+            yield place, sample
+
+    def _changes(
+        self, place: Tensor, sample: Tensor, kind: str, layers: range
+    ) -> Iterator[AbstractContextManager[None]]:
+        """What a forward is changed by: where it begins, and what is put back."""
+        putting = {layer: _putting_back(self.kept[_site(self.lm, kind, layer)], place) for layer in layers}
+        under = layers.start if layers and kind == "hidden" else layers.start - 1  # the highest block not run
+        if under < 0:
+            yield steering(self.lm.model, {self.embedding: self._blurring(sample)})
+        else:
+            state = self.below[under][sample.to(self.below[under].device)]
+            yield behind(self.lm, under, putting.pop(under)(state) if under in putting else state)
+        yield steering(self.lm.model, {_site(self.lm, kind, layer): put for layer, put in putting.items()})
 
     def _batch(self) -> Batch:
         return self.lm.batch([self.ids] * self.rows)
@@ -229,48 +264,3 @@ def _putting_back(clean: Tensor, place: Tensor) -> Change:
         return changed
 
     return put
-
-
-@dataclass(frozen=True, eq=False)
-class Average:
-    """Mean indirect effects of several facts by kind, layer and role; nothing where no fact has such a token.
-
-    mean, error: by kind, (layers, roles) with NaN for roles nobody plays; error: standard error over facts, NaN for
-    less than two.
-    """
-
-    facts: int
-    mean: Mapping[str, Tensor]
-    error: Mapping[str, Tensor]
-    total: float
-
-    def curve(self, kind: str, role: str = LAST_SUBJECT) -> tuple[Tensor, Tensor]:
-        """(layers,) mean and standard error of a kind at a role."""
-        at = ROLES.index(role)
-        return self.mean[kind][:, at], self.error[kind][:, at]
-
-    @property
-    def layer(self) -> int:
-        """Where the MLP at the subject's last token brings back most: the layer ROME would take."""
-        return int(self.curve("mlp")[0].argmax())
-
-
-def average(traces: Sequence[Trace]) -> Average:
-    """The mean over facts, each counting once; a fact's tokens of one role are averaged first."""
-    if not traces:
-        raise BadRequest("No fact was traced, so there is nothing to average; trace one first.")
-    mean, error = {}, {}
-    for kind in KINDS:
-        whole = torch.stack([_by_role(one, kind) for one in traces])
-        count = whole.isnan().logical_not().sum(0)
-        mean[kind] = whole.nanmean(0)
-        spread = (whole - mean[kind]).square().nansum(0) / (count - 1)
-        error[kind] = torch.where(count > 1, (spread / count).sqrt(), torch.nan)
-    return Average(len(traces), mean, error, sum(one.total for one in traces) / len(traces))
-
-
-def _by_role(one: Trace, kind: str) -> Tensor:
-    """(layers, roles) effects of one fact, NaN where it has no such token."""
-    effect = one.effect(kind)
-    columns = [effect[:, at].mean(1) if at else torch.full((len(effect),), torch.nan) for at in one.roles().values()]
-    return torch.stack([column.to(effect.dtype) for column in columns], dim=1)

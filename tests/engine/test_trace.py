@@ -8,13 +8,13 @@ import torch
 
 from editing_core.data.subjects import known_facts, subject_places
 from editing_core.errors import BadRequest, BadSetting, Cancelled
+from editing_core.explore.average import average
 from editing_core.explore.trace import (
     KINDS,
     LAST_SUBJECT,
     ROLES,
     Trace,
     TraceSettings,
-    average,
     embedding_deviation,
     trace,
 )

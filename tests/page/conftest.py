@@ -12,6 +12,7 @@ from editing_core.models.host import ModelHost
 from editing_core.statistics.covariance import CovarianceStore
 
 PATIENCE = 30_000  # milliseconds that an expectation may take to come true: a busy machine is slow, not wrong
+LAPTOP = {"width": 1440, "height": 900}
 SILENT = {"state", "group", "button"}  # components for which the client gets no output
 
 
@@ -108,10 +109,11 @@ def opening(browser):
     """Opens an address as a visitor of its own would; every console error fails the test."""
     contexts, errors = [], []
 
-    def opened(url):
-        context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    def opened(url, viewport=LAPTOP, script=""):
+        context = browser.new_context(viewport=viewport, accept_downloads=True)
         contexts.append(context)
         sheet = context.new_page()
+        sheet.add_init_script(script)
         sheet.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
         sheet.on("pageerror", lambda error: errors.append(str(error)))
         sheet.goto(url)

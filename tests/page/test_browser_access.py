@@ -1,4 +1,4 @@
-"""The page for everybody: axe-core finds nothing serious in it, light or dark, and info marks and downloads work."""
+"""The page for everybody: axe-core finds nothing serious, the keyboard gets everywhere, and nothing jumps."""
 
 import csv
 
@@ -9,7 +9,7 @@ pytest.importorskip("playwright")
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
-from scripts.screenshot import run_example
+from scripts.screenshot import run_example, run_lesson
 
 pytestmark = pytest.mark.browser
 GRAVE = ("serious", "critical")
@@ -19,6 +19,18 @@ ACCEPTED = {
     ("color-contrast", 'role="combobox"'): "a list that cannot be opened yet; inactive widgets need no contrast",
 }
 TABS = ("Edit", "Benchmark", "Runs", "Explore", "Learn")
+ORDER = ("example-0", "example-4", "prompt", "subject", "old", "new", "probes", "editor", "iterations", "assistance")
+ORDER += ("settings", "edit", "undo", "losses", "k", "log", "plot-probabilities", "plot-perplexity")
+FOCUS = """() => {
+  const element = document.activeElement, style = getComputedStyle(element);
+  const seen = parseFloat(style.outlineWidth) >= 2 && style.outlineStyle !== 'none';
+  return [element.closest('[id]:not([id^=range_id])')?.id ?? '', seen, element.textContent.trim()];
+}"""
+SHIFTS = """window.shifted = 0;
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
+}).observe({ type: 'layout-shift', buffered: true });"""
+STEADY = 0.1  # what https://web.dev/articles/cls calls good
 FOLDED = ("Paraphrases and neighbors", "Stop rule, assistance", "Edit stack", "Take it with you", "Files: adapter")
 
 
@@ -80,3 +92,27 @@ def test_charts_leave_as_png_svg_and_csv(opening, page, tmp_path):
     drawn = plot.locator(".js-plotly-plot").evaluate("p => p.data.map(t => t.y.length).reduce((a, b) => a + b)")
     assert len(rows) - 1 == drawn > 10
     assert {row[1] for row in rows[1:]} >= {"edit", "P1", "N1"}
+
+
+def test_the_keyboard_goes_from_the_form_to_the_charts_and_is_seen(opening, page):
+    tab_page = opening(page.local_url)
+    run_example(tab_page, 0)
+    tab_page.get_by_role("tab", name="Learn").focus()
+    places, unseen, downloads = [], [], []
+    for _ in range(70):
+        tab_page.keyboard.press("Tab")
+        place, seen, text = tab_page.evaluate(FOCUS)
+        places += [place] if places[-1:] != [place] else []
+        unseen += [] if seen else [place]
+        downloads += [text] if place == "plot-probabilities" else []
+    assert [place for place in places if place in ORDER] == list(ORDER)
+    assert unseen == []
+    assert downloads == ["PNG", "SVG", "CSV", "i"]
+
+
+@pytest.mark.parametrize("size", [(1440, 900), (380, 800)], ids=str)
+def test_nothing_jumps(opening, page, size):
+    tab_page = opening(page.local_url, dict(zip(("width", "height"), size, strict=True)), SHIFTS)
+    run_example(tab_page, 1)
+    run_lesson(tab_page, 1)
+    assert tab_page.evaluate("window.shifted") < STEADY

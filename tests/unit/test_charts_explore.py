@@ -10,9 +10,10 @@ import torch
 from editing_core import charts_changed, charts_explore
 from editing_core.charts import LOST
 from editing_core.evaluation.scoring import TokenChance
+from editing_core.explore.average import average
 from editing_core.explore.changed import KEY_COLUMNS, Change
 from editing_core.explore.lens import Lens
-from editing_core.explore.trace import KINDS, ROLES, Trace, average
+from editing_core.explore.trace import KINDS, ROLES, Trace
 
 TOKENS = ("Mario", " Del", "<b>", " was", " born")
 MLP = torch.tensor([[0.1, 0.1, 0.6, 0.1, 0.1], [0.1, 0.0, 0.3, 0.1, 0.2]], dtype=torch.float64)
