@@ -49,7 +49,7 @@ def engine(of: Case, part: str, requests: Sequence[EditRequest]) -> Work:
     def edit() -> None:
         measured()
         done = Iterative(of.editor, StopSettings(iterations=1, stop="none")).edit(lm, requests)
-        with done.delta.applied(lm.model):
+        with done.delta.applied(lm):
             measured()
 
     return edit

@@ -24,6 +24,7 @@ from editing_core.data.suggest import relation_of
 from editing_core.errors import EditingError, UnknownName
 from editing_core.explore.talk import TalkSettings
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.runs.record import RunResult
 from editing_core.tasks import Task
 from editing_core.types import EditRequest, Watch
@@ -42,7 +43,7 @@ class Sides:
 
     model: str
     chat: str
-    states: tuple[WeightDelta, ...]
+    states: tuple[Edit, ...]
     name: str
     request: EditRequest | None = None
     on: int = 0

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from editing_core.export.archive import pack_adapter
 from editing_core.export.exporting import export, shrunk
 from editing_core.export.importing import import_edit
 from editing_core.export.origin import Origin, described
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import new_id
 from editing_core.session_file import is_session, load_session, save_session
@@ -110,7 +110,7 @@ class ExportView:
         done: tuple[Path, str, bool] = self.edit.jobs.thread.call(work)
         return done
 
-    def _edit(self, values: Values, lm: LanguageModel) -> WeightDelta:
+    def _edit(self, values: Values, lm: LanguageModel) -> Edit:
         """What is to be taken along, with its origin."""
         if values[self.what] == SHOWN:
             stored = self.edit.current(values)
@@ -125,7 +125,7 @@ class ExportView:
         edits = self.edit.shelf.having(base.ids).values()
         facts = tuple(request for edit in edits for request in edit.requests)
         origin = Origin(lm.name, lm.revision, f"stack of {len(base.ids)} edits", facts)
-        return replace(base.delta, provenance=origin.texts())
+        return base.delta.described(origin.texts())
 
     def _session(self, line: Timeline) -> tuple[Path, str, bool]:
         path = self.files.place("editscope-session.safetensors")

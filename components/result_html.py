@@ -13,7 +13,7 @@ from editing_core.data.datasets import FORMATS
 from editing_core.evaluation.metrics import CARDS, GENERATED, card
 from editing_core.evaluation.reference import FINETUNING, UNDEREDIT, beside
 from editing_core.evaluation.verdict import Verdict
-from editing_core.models.delta import Proof
+from editing_core.models.edit import Proof
 from editing_core.registry import editor_row
 from editing_core.runs.record import RunResult
 from editing_core.runs.tables import method

@@ -23,7 +23,7 @@ from editing_core.explore.trace import KINDS, Trace, TraceSettings, trace
 from editing_core.footprint import ROW_TOKENS
 from editing_core.ladder import Rung, run_ladder, rung_plan
 from editing_core.lesson import MODEL, learn, wanted
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import Base, EditPlan
 from editing_core.session import Look, look, run_edit
@@ -58,7 +58,7 @@ class Asking:
     """Which closer look is to be taken. states: by iteration what the model carries. chat: as in `Conventions`."""
 
     request: EditRequest
-    states: dict[int, WeightDelta] = field(default_factory=dict)
+    states: dict[int, Edit] = field(default_factory=dict)
     chat: str = "none"
     distances: bool = False
 
@@ -140,15 +140,15 @@ def compare_states(
     _store: CovarianceStore,
     _watch: Watch,
     asked: Sequence[Asked],
-    first: WeightDelta,
-    second: WeightDelta,
+    first: Edit,
+    second: Edit,
     chat: str,
 ) -> list[Compared]:
     """Both states on all prompts."""
     return compare(lm, asked, first, second, chat)
 
 
-def comparing(model: str, asked: Sequence[Asked], first: WeightDelta, second: WeightDelta, chat: str) -> Task:
+def comparing(model: str, asked: Sequence[Asked], first: Edit, second: Edit, chat: str) -> Task:
     """A comparison as a task."""
     load = look_load(2 * len(asked), 0).times(COMPARING)
     return Task(compare_states, model, (asked, first, second, chat), load, quick=True)
@@ -205,7 +205,7 @@ def look_through(
     _watch: Watch,
     prompt: str,
     objects: Sequence[str],
-    states: Sequence[WeightDelta],
+    states: Sequence[Edit],
     chat: str,
 ) -> list[Lens]:
     """The prompt through the lens under each state."""
@@ -213,7 +213,7 @@ def look_through(
     return [through_lens(lm, prompt, objects, state) for state in states]
 
 
-def reading(model: str, prompt: str, objects: Sequence[str], states: Sequence[WeightDelta], chat: str) -> Task:
+def reading(model: str, prompt: str, objects: Sequence[str], states: Sequence[Edit], chat: str) -> Task:
     """Looks through the lens as a task."""
     return Task(look_through, model, (prompt, objects, states, chat), look_load(2 * len(states), 0), quick=True)
 
@@ -223,14 +223,14 @@ def measure_change(
     _store: CovarianceStore,
     _watch: Watch,
     requests: Sequence[EditRequest],
-    delta: WeightDelta,
+    delta: Edit,
     chat: str,
 ) -> tuple[list[Change], pd.DataFrame]:
     """Size and shape of an edit, and what it does to the keys of its prompts."""
     return changes_of(lm, delta), key_table(lm.framed(chat), requests, delta)
 
 
-def measuring(model: str, requests: Sequence[EditRequest], delta: WeightDelta, chat: str) -> Task:
+def measuring(model: str, requests: Sequence[EditRequest], delta: Edit, chat: str) -> Task:
     """Measuring an edit as a task."""
     load = look_load(2 * sum(len(request.texts) for request in requests), 0)
     return Task(measure_change, model, (requests, delta, chat), load, quick=True)
@@ -241,7 +241,7 @@ def talk_on(
     _store: CovarianceStore,
     watch: Watch,
     prompt: str,
-    states: Sequence[WeightDelta],
+    states: Sequence[Edit],
     settings: TalkSettings,
     chat: str,
 ) -> list[str]:
@@ -251,17 +251,18 @@ def talk_on(
 
 
 def talk_turns(
-    lm: LanguageModel, watch: Watch, prompt: str, states: Sequence[WeightDelta], settings: TalkSettings
+    lm: LanguageModel, watch: Watch, prompt: str, states: Sequence[Edit], settings: TalkSettings
 ) -> Iterator[list[str]]:
     """The texts so far, turn by turn; the model is whole in between."""
     talk = Talk(lm, prompt, states, settings)
     while not talk.ended:
         done = max(len(voice.written) for voice in talk.voices)
-        watch(Step("writing", done, talk.most, note=f"{done} of {talk.most} tokens"))
+        most = max(voice.most for voice in talk.voices)
+        watch(Step("writing", done, most, note=f"{done} of {most} tokens"))
         yield talk.turn()
 
 
-def talking(model: str, prompt: str, states: Sequence[WeightDelta], settings: TalkSettings, chat: str) -> Task:
+def talking(model: str, prompt: str, states: Sequence[Edit], settings: TalkSettings, chat: str) -> Task:
     """Whole texts as a task, for where the model cannot be listened to."""
     load = look_load(len(states), settings.tokens)
     return Task(talk_on, model, (prompt, states, settings, chat), load, quick=True)

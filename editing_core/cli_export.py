@@ -24,6 +24,7 @@ from editing_core.export.origin import Origin, check_base, made_here
 from editing_core.files import write_text
 from editing_core.models.catalog import DEFAULT
 from editing_core.models.delta import LowRank, WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.folder import RECORDS, RunFolder
 
@@ -100,12 +101,12 @@ def _loaded(options: argparse.Namespace, usual: RunConfig) -> LanguageModel:
     return cli_plan.load_model(options.model or usual.model, *how, options.device)
 
 
-def _from_file(options: argparse.Namespace) -> tuple[LanguageModel, WeightDelta]:
+def _from_file(options: argparse.Namespace) -> tuple[LanguageModel, Edit]:
     lm = _loaded(options, RunConfig())
     return lm, import_edit(lm, options.edit)
 
 
-def _from_run(options: argparse.Namespace) -> tuple[LanguageModel, WeightDelta]:
+def _from_run(options: argparse.Namespace) -> tuple[LanguageModel, Edit]:
     """The model and the result of a stored run, which may have been imported, and so is checked like a file."""
     folder = next((folder for folder in folders(options.root) if folder.id == options.run), None)
     if folder is None:

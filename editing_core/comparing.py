@@ -6,7 +6,7 @@ from math import exp
 
 from editing_core.errors import BadRequest
 from editing_core.evaluation.scoring import TokenChance, next_tokens, score_objects
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, check_text
 
@@ -54,9 +54,7 @@ def prompts_of(requests: Sequence[EditRequest]) -> list[Asked]:
     return list(found.values())[:MOST]
 
 
-def compare(
-    lm: LanguageModel, asked: Sequence[Asked], first: WeightDelta, second: WeightDelta, chat: str = "none"
-) -> list[Compared]:
+def compare(lm: LanguageModel, asked: Sequence[Asked], first: Edit, second: Edit, chat: str = "none") -> list[Compared]:
     """Both states on all prompts, in order. The model is bit-equal before and after. chat: as in `Conventions`."""
     lm = lm.framed(chat)
     if not 1 <= len(asked) <= MOST:
@@ -66,8 +64,8 @@ def compare(
     with lm.lock:
         states = []
         for delta in (first, second):
-            with delta.applied(lm.model):
-                states.append(_seen(lm, asked))
+            with delta.applied(lm) as edited:
+                states.append(_seen(edited, asked))
     return [Compared(*row) for row in zip(asked, *states, strict=True)]
 
 

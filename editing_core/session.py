@@ -22,6 +22,7 @@ from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.making import build_editor, statistics_remark
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import PLAIN
 from editing_core.registry import editor_row
@@ -73,9 +74,10 @@ def run_stage(
     journal: keeps every finished iteration; those it holds already are not done again. A run whose first
     iteration is not finite has no iteration but the unedited one; `finished` refuses it.
     """
-    lm, story = stage.lm, Story(stage, watch, journal, time.perf_counter() if started is None else started)
+    started = time.perf_counter() if started is None else started
     iterative = Iterative(stage.editor, plan.stop, plan.conventions)
-    with stage.base.delta.applied(lm.model):
+    with stage.base.delta.applied(stage.lm) as lm:
+        story = Story(replace(stage, lm=lm), watch, journal, started)
         outcome = iterative.edit(lm, stage.requests, watch, story.add_round, story.begin(), story.kept())
     told = story.tables()
     return RunResult(
@@ -109,8 +111,8 @@ def _with_generation(
 ) -> RunResult:
     """The run with fluency and consistency of the unedited and the resulting model in its rows."""
     requests, edits = list(map(with_prompts, run.requests)), {0: WeightDelta(), run.chosen: run.delta_at(run.chosen)}
-    with run.base.delta.applied(lm.model):
-        table = with_generation(lm, run.iterations, edits, requests, references, run.plan.seed, watch)
+    with run.base.delta.applied(lm) as on_base:
+        table = with_generation(on_base, run.iterations, edits, requests, references, run.plan.seed, watch)
     notes = run.notes if table["consistency"].notna().any() else (*run.notes, NO_REFERENCES)
     return replace(run, iterations=table, notes=notes, seconds=time.perf_counter() - started)
 
@@ -132,9 +134,9 @@ def set_stage(  # noqa: PLR0913 - as run_edit
     """
     lm = lm.framed(plan.conventions.chat)
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
-    with base.delta.applied(lm.model):
-        ready, notes = assisted(lm, prepare(lm, requests), plan.assist, plan.seed)
-        ready = evaluator.prepared(lm, ready)
+    with base.delta.applied(lm) as on_base:
+        ready, notes = assisted(on_base, prepare(on_base, requests), plan.assist, plan.seed)
+        ready = evaluator.prepared(on_base, ready)
     editor = build_editor(lm, ready, plan, store, watch, pool)
     if lm.frame != PLAIN:
         notes = (*notes, f"Prompts stand in the chat template: {lm.frame.around('[prompt]')!r}.")
@@ -236,8 +238,8 @@ class Look:
     text: str
 
 
-def look(lm: LanguageModel, prompt: str, delta: WeightDelta, tokens: int = 30, chat: str = "none") -> Look:
+def look(lm: LanguageModel, prompt: str, delta: Edit, tokens: int = 30, chat: str = "none") -> Look:
     """What the model says to a prompt with an edit on; taken off again before returning. chat: as in `Conventions`."""
     lm = lm.framed(chat)
-    with lm.lock, delta.applied(lm.model):
-        return Look(prompt, next_tokens(lm, prompt), generate(lm, prompt, tokens))
+    with lm.lock, delta.applied(lm) as edited:
+        return Look(prompt, next_tokens(edited, prompt), generate(edited, prompt, tokens))

@@ -16,7 +16,7 @@ from torch import Tensor
 from editing_core.data.table import edit_of, plain
 from editing_core.errors import BadRequest
 from editing_core.files import whole
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edits import unpacked
 from editing_core.runs.record import new_id
 from editing_core.stack import MOST, Stack, StackedEdit
 from editing_core.types import check_text
@@ -35,10 +35,12 @@ def save_session(path: Path, stack: Stack, edits: Mapping[str, StackedEdit]) -> 
     told = []
     for number, entry in enumerate(kept):
         edit = edits[entry.id]
-        tensors |= {f"{number}|{key}": t.contiguous().cpu() for key, t in edit.delta.parts().items()}
+        own, kinds = edit.delta.packed()
+        tensors |= {f"{number}|{key}": t.contiguous().cpu() for key, t in own.items()}
         about = {name: getattr(edit, name) for name in ("id", "model", "revision", "origin")}
         facts = [plain(request) for request in edit.requests]
-        told.append({**about, "made_on": edit.made_on, "on": entry.on, "note": entry.note, "facts": facts})
+        state = {"made_on": edit.made_on, "on": entry.on, "note": entry.note}
+        told.append({**about, **state, "facts": facts, "kinds": kinds})
     with whole(path) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "entries": json.dumps(told, ensure_ascii=False)})
 
@@ -81,7 +83,7 @@ def _opened(told: list[Any], tensors: Mapping[str, Tensor]) -> tuple[Stack, dict
         raise ValueError("two entries of one id")
     stack, edits = Stack(), {}
     for row, own in zip(told, parts.values(), strict=True):
-        delta = WeightDelta.of_parts(own)
+        delta = unpacked(own, row.get("kinds", {}))
         if not delta.finite:
             raise ValueError("numbers that are not finite")
         facts, made_on = row["facts"], row["made_on"]

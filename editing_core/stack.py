@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.types import EditRequest, check_text
 
 MOST = 50  # edits in a stack
@@ -25,7 +26,7 @@ class StackedEdit:
     """
 
     id: str
-    delta: WeightDelta
+    delta: Edit
     requests: tuple[EditRequest, ...]
     model: str
     revision: str
@@ -102,7 +103,7 @@ class Stack:
         """With these edits on and all others off."""
         return Stack(tuple(replace(entry, on=entry.id in ids) for entry in self.entries))
 
-    def delta(self, edits: Mapping[str, StackedEdit]) -> WeightDelta:
+    def delta(self, edits: Mapping[str, StackedEdit]) -> Edit:
         """What is switched on, as one edit."""
         return combined(edits[edit_id].delta for edit_id in self.on)
 
@@ -116,9 +117,9 @@ class Stack:
         return Stack(tuple(change(entry) if entry.id == edit_id else entry for entry in self.entries))
 
 
-def combined(deltas: Iterable[WeightDelta]) -> WeightDelta:
+def combined(deltas: Iterable[Edit]) -> Edit:
     """The sum of edits; empty of none."""
-    total = WeightDelta()
+    total: Edit = WeightDelta()
     for delta in deltas:
         total += delta
     return total

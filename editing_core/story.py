@@ -18,7 +18,8 @@ from editing_core.editors.steps.rows import log_perplexity
 from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
-from editing_core.models.delta import Proof, WeightDelta
+from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit, Proof
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.journal import Journal, Tables, Unit
 from editing_core.runs.record import NO_BASE, Base, Rounds
@@ -76,7 +77,7 @@ class Story:
     def kept(self) -> list[tuple[Round, Row]]:
         """The iterations an interrupted run had finished, in order; what was measured then is recalled."""
         found: list[tuple[Round, Row]] = []
-        total = WeightDelta()
+        total: Edit = WeightDelta()
         for k in count(1):
             unit = self.journal.find(_name(k))
             if unit is None:
@@ -124,12 +125,12 @@ class Story:
         cases = pd.DataFrame(self.cases or {"k": []})
         return Tables(self.table(), pd.concat(self.probes, ignore_index=True), cases, rounds=self.rounds())
 
-    def _measure(self, k: int, delta: WeightDelta, columns: Row) -> Row:
+    def _measure(self, k: int, delta: Edit, columns: Row) -> Row:
         """Measure the model with an edit on, 0 being that without one."""
         evaluator = self.stage.evaluator
-        with self._clock(), delta.applied(self.lm.model):
-            probes = (evaluator.score if k else evaluator.score_unedited)(self.lm, self.requests)
-            collapse = (evaluator.collapse if k else evaluator.collapse_unedited)(self.lm)
+        with self._clock(), delta.applied(self.lm) as lm:
+            probes = (evaluator.score if k else evaluator.score_unedited)(lm, self.requests)
+            collapse = (evaluator.collapse if k else evaluator.collapse_unedited)(lm)
         before = self.probes[0] if self.probes else probes
         metrics = summarize(probes, before, k, self.stage.evaluator.conventions)
         self.iterations.append({"k": k, **metrics, **columns, "collapse_ppl": collapse})
@@ -185,7 +186,7 @@ def _unit_of(done: Round) -> Unit:
     return Unit(facts, {}, {**log, OPTIMISED: done.log_p_optimised, SPREAD: done.log_p_spread}, done.outcome.delta)
 
 
-def _round_of(k: int, total: WeightDelta, unit: Unit) -> Round:
+def _round_of(k: int, total: Edit, unit: Unit) -> Round:
     """The round behind the rounds that gave `total`."""
     tensors = dict(unit.tensors)
     optimised, spread = tensors.pop(OPTIMISED), tensors.pop(SPREAD)

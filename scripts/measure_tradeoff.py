@@ -91,8 +91,8 @@ def measure(lm: LanguageModel, requests: list[EditRequest], method: Method, seed
     curve, others, evaluator = Curve.of(run.probes), other_facts(requests), Evaluator()
     before, kept = evaluator.score(lm, [others]), []
     for k in range(run.last + 1):
-        with run.delta_at(k).applied(lm.model):
-            now = evaluator.score(lm, [others])
+        with run.delta_at(k).applied(lm) as edited:
+            now = evaluator.score(edited, [others])
         here = (before["kind"] == "neighbor") & (before["hit_true"] >= 1)
         kept.append(100 * float((now["hit_true"][here] >= 1).mean()))
     return {

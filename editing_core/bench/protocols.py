@@ -23,6 +23,7 @@ from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.journal import NOTHING_KEPT, Journal, Tables, Unit, Within
 from editing_core.runs.record import EditPlan, RunResult
@@ -75,7 +76,7 @@ class Benchmark:
     seconds: float
     edit_seconds: float
     contexts: tuple[str, ...]
-    delta: WeightDelta | None = None
+    delta: Edit | None = None
     run: RunResult | None = None
     checkpoints: pd.DataFrame | None = None
     notes: tuple[str, ...] = field(default=())
@@ -233,7 +234,8 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
     before = _Moment(evaluator.score_unedited(lm, stage.requests), evaluator.collapse_unedited(lm))
     chunks = [stage.requests[i : i + size] for i in range(0, len(stage.requests), size)]
     wanted = _log_spaced(len(chunks))
-    total, edit_seconds, notes = WeightDelta(), 0.0, list(stage.notes)
+    total: Edit = WeightDelta()
+    edit_seconds, notes = 0.0, list(stage.notes)
     stops: list[Row] = []
     checkpoints: list[Row] = []
     for number, chunk in enumerate(chunks, start=1):
@@ -243,11 +245,11 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
             told = noting(watch, f"chunk {number} of {len(chunks)}")
             unit = _chunk_unit(stage, plan, chunk, total, told)
             total += unit.delta
-            with total.applied(lm.model):
-                _settle(stage, chunk, unit)
-                rows = [_checkpoint(stage, stage.evaluator.score(lm, chunk), before, len(so_far), "just after")]
+            with total.applied(lm) as edited:
+                _settle(replace(stage, lm=edited), chunk, unit)
+                rows = [_checkpoint(stage, stage.evaluator.score(edited, chunk), before, len(so_far), "just after")]
                 if number in wanted:
-                    now = _measured(stage, so_far)
+                    now = _measured(replace(stage, lm=edited), so_far)
                     row = _checkpoint(stage, now.probes, before, len(so_far), "so far")
                     rows.append({**row, "collapse_ppl": now.collapse_ppl})
                     journal.show(partial(_two_moments, stage, before, now, [*checkpoints, *rows]))
@@ -255,14 +257,15 @@ def _sequential(stage: Stage, plan: EditPlan, protocol: Protocol, watch: Watch, 
             journal.keep(name, unit)
         else:
             total += unit.delta
-            with total.applied(lm.model):
-                _settle(stage, chunk, unit)
+            with total.applied(lm) as edited:
+                _settle(replace(stage, lm=edited), chunk, unit)
         stops.append(dict(unit.facts["stop"]))
         checkpoints += unit.facts["checkpoints"]
         notes += unit.facts["notes"]
         edit_seconds += unit.facts["seconds"]
-    with total.applied(lm.model):
-        tables = _two_moments(stage, before, _measured(stage, stage.requests), checkpoints)
+    with total.applied(lm) as edited:
+        now = _measured(replace(stage, lm=edited), stage.requests)
+        tables = _two_moments(stage, before, now, checkpoints)
     return _benchmark(
         stage,
         plan,
@@ -328,15 +331,15 @@ def _rows_of(before: pd.DataFrame, now: pd.DataFrame) -> pd.DataFrame:
     return before[before["case_id"].isin(set(now["case_id"]))].reset_index(drop=True)
 
 
-def _chunk_unit(stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: WeightDelta, watch: Watch) -> Unit:
+def _chunk_unit(stage: Stage, plan: EditPlan, chunk: Sequence[EditRequest], total: Edit, watch: Watch) -> Unit:
     """The edit of one chunk on top of `total`; the guard looks at the held-out perplexity from there."""
-    lm, started = stage.lm, time.perf_counter()
+    started = time.perf_counter()
+    with total.applied(stage.lm) as lm:
 
-    def measure(done: Round) -> Mapping[str, Any]:
-        with done.delta.applied(lm.model):
-            return {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else {}
+        def measure(done: Round) -> Mapping[str, Any]:
+            with done.delta.applied(lm) as edited:
+                return {"collapse_ppl": stage.evaluator.collapse(edited)} if plan.stop.collapse_factor else {}
 
-    with total.applied(lm.model):
         start = {"collapse_ppl": stage.evaluator.collapse(lm)} if plan.stop.collapse_factor else None
         outcome = Iterative(stage.editor, plan.stop, plan.conventions).edit(lm, chunk, watch, measure, start)
     decision = outcome.decision

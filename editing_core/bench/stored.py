@@ -20,6 +20,8 @@ from editing_core.bench.index import entry_of
 from editing_core.editors.stopping import Decision, every_rule
 from editing_core.errors import BadRequest, EditingError
 from editing_core.models.delta import Update, WeightDelta
+from editing_core.models.edit import Edit
+from editing_core.models.edits import load, of_weights
 from editing_core.runs.bundle import unpack
 from editing_core.runs.folder import HEAD, RECORDS, ROUNDS, RunFolder
 from editing_core.runs.record import EditPlan, Rounds, RunResult, new_id, plain_rows
@@ -170,7 +172,7 @@ class StoredUpdates(Mapping[str, Update]):
 
     @cached_property
     def _read(self) -> Mapping[str, Update]:
-        return WeightDelta.load(self.path).updates
+        return load(self.path).updates
 
     def __getitem__(self, name: str) -> Update:
         return self._read[name]
@@ -328,9 +330,14 @@ def _ending(told: Mapping[str, Any], last: int) -> dict[str, Any]:
     }
 
 
-def _deltas(folder: RunFolder, head: Mapping[str, Any], last: int) -> Iterator[WeightDelta | None]:
+def _deltas(folder: RunFolder, head: Mapping[str, Any], last: int) -> Iterator[Edit | None]:
     """The edit of the chosen iteration, in the place of its k."""
     path = folder.path / files.DELTA
     chosen = head["result"]["chosen"] if "result" in head and path.is_file() else None
     for k in range(1, last + 1):
-        yield WeightDelta(StoredUpdates(path)) if k == chosen else None
+        yield _stored(path) if k == chosen else None
+
+
+def _stored(path: Path) -> Edit:
+    """The edit in a file: weights only when they are asked for, other kinds, which are small, at once."""
+    return WeightDelta(StoredUpdates(path)) if of_weights(path) else load(path)

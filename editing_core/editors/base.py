@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.steps.rows import Objective
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Watch, ignore
 
@@ -61,7 +61,7 @@ class TargetLog:
 class EditOutcome:
     """What one pass of an editor gives: the edit, its log, and remarks for the reader."""
 
-    delta: WeightDelta
+    delta: Edit
     targets: TargetLog
     notes: tuple[str, ...] = ()
 

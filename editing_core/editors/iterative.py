@@ -20,6 +20,7 @@ from editing_core.editors.steps.rows import log_perplexity
 from editing_core.editors.stopping import Decision, StopSettings, not_finite
 from editing_core.errors import NotFinite
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
 
@@ -29,7 +30,7 @@ class Round:
     """One finished iteration: the whole edit so far and both log-perplexities per record (n_records,)."""
 
     k: int
-    delta: WeightDelta
+    delta: Edit
     outcome: EditOutcome
     log_p_optimised: Tensor
     log_p_spread: Tensor
@@ -74,7 +75,7 @@ class IterativeOutcome:
     decision: Decision
 
     @property
-    def delta(self) -> WeightDelta:
+    def delta(self) -> Edit:
         """The edit the decision chose; empty when it is the unedited model."""
         k = self.decision.k
         return self.rounds[k - 1].delta if k else WeightDelta()
@@ -109,8 +110,8 @@ class Iterative:
         rounds: list[Round] = []
         rows: list[Mapping[str, Any]] = [{"k": 0, **before}] if before else []
         for earlier, row in finished:
-            with earlier.delta.applied(lm.model):
-                self.editor.written(lm, requests)
+            with earlier.delta.applied(lm) as edited:
+                self.editor.written(edited, requests)
             rounds.append(earlier)
             rows.append({**row, **earlier.row()})
             if decision := self.settings.decide(rows):
@@ -122,8 +123,8 @@ class Iterative:
                 watch(replace(step, round=k))
 
             try:
-                with total.applied(lm.model):
-                    outcome = self._once(lm, requests, told)
+                with total.applied(lm) as edited:
+                    outcome = self._once(edited, requests, told)
             except (NotFinite, torch.linalg.LinAlgError):  # type: ignore[attr-defined]
                 return IterativeOutcome(tuple(rounds), not_finite(rows, k))
             done = self._measure(lm, requests, k, total + outcome.delta, outcome)
@@ -141,13 +142,13 @@ class Iterative:
         return lm.fitting(lambda: self.editor.edit(lm, requests, watch))
 
     def _measure(
-        self, lm: LanguageModel, requests: Sequence[EditRequest], k: int, delta: WeightDelta, outcome: EditOutcome
+        self, lm: LanguageModel, requests: Sequence[EditRequest], k: int, delta: Edit, outcome: EditOutcome
     ) -> Round | None:
         if not delta.finite:
             return None
-        with delta.applied(lm.model):
-            edit, every = log_perplexity(lm, requests, self.editor.objective)
-            self.editor.written(lm, requests)
+        with delta.applied(lm) as edited:
+            edit, every = log_perplexity(edited, requests, self.editor.objective)
+            self.editor.written(edited, requests)
         c, log = self.conventions, outcome.targets
         optimised = log.log_p_all if c.edit_perplexity == "all" else log.log_p_final
         factor = log.factor if c.factor == "inside" else torch.ones_like(log.factor)

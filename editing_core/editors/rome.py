@@ -65,13 +65,13 @@ class Rome(Editor):
             def told(step: Step, at: str = at) -> None:
                 watch(Step(step.stage, step.done, step.total, terms=step.terms, note=at))
 
-            with total.applied(lm.model):  # all before it at once: the weights are kept once, and rounded once
+            with total.on(lm.model):  # all before it at once: the weights are kept once, and rounded once
                 piece, log, cosine = self._write(lm, request, told)
             logs.append(log)
             if abs(cosine) < LEAST_COSINE:
                 notes.append(f"{request.subject}: left out, its key is almost orthogonal to the update direction.")
                 continue
-            total += piece
+            total = total.joined(piece)
         return EditOutcome(total, TargetLog.join(logs), tuple(notes))
 
     def _write(self, lm: LanguageModel, request: EditRequest, watch: Watch) -> tuple[WeightDelta, TargetLog, float]:

@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from editing_core.evaluation.consistency import References, consistency
 from editing_core.evaluation.fluency import fluency
 from editing_core.evaluation.metrics import GENERATED
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.types import EditRequest, Step, Watch, ignore, noting
 
@@ -128,7 +128,7 @@ def generation_metrics(
 def with_generation(
     lm: LanguageModel,
     table: pd.DataFrame,
-    edits: Mapping[int, WeightDelta],
+    edits: Mapping[int, Edit],
     requests: Sequence[EditRequest],
     references: References,
     seed: int = 0,
@@ -140,8 +140,8 @@ def with_generation(
     """
     table = table.assign(**dict.fromkeys(GENERATED, nan))
     for k, delta in edits.items():
-        with lm.lock, delta.applied(lm.model):
-            found = generation_metrics(lm, requests, references, seed, noting(watch, f"k = {k}"))
+        with lm.lock, delta.applied(lm) as edited:
+            found = generation_metrics(edited, requests, references, seed, noting(watch, f"k = {k}"))
         for name, value in found.items():
             table.loc[table["k"] == k, name] = nan if value is None else value
     return table

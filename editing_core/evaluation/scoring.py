@@ -62,23 +62,24 @@ Told = tuple[list[int], list[int], Tensor]
 
 def _read_right(lm: LanguageModel, texts: Sequence[Continuation]) -> Iterator[Told]:
     """Texts of equal tokens are one row, and each of its positions is looked at once."""
-    asked: dict[tuple[int, ...], list[int]] = {}
+    asked: dict[tuple[tuple[int, ...], int], list[int]] = {}
     for number, text in enumerate(texts):
-        asked.setdefault(text.inputs, []).append(number)
-    rows = list(asked)
-    wanted = [sorted({at for number in asked[row] for at in texts[number].positions}) for row in rows]
-    for read_rows, logits in read(lm, rows, wanted):
+        asked.setdefault((text.inputs, text.start), []).append(number)
+    own, ends = list(asked.values()), [start for _, start in asked]
+    wanted = [sorted({at for number in numbers for at in texts[number].positions}) for numbers in own]
+    for read_rows, logits in read(lm, [row for row, _ in asked], wanted, ends):
         numbers, firsts, start = [], [], 0
         for n in read_rows:
-            numbers += asked[rows[n]]
-            firsts += [start + wanted[n].index(texts[number].positions[0]) for number in asked[rows[n]]]
+            numbers += own[n]
+            firsts += [start + wanted[n].index(texts[number].positions[0]) for number in own[n]]
             start += len(wanted[n])
         yield numbers, firsts, logits
 
 
 def _read_left(lm: LanguageModel, texts: Sequence[Continuation], numbers: Sequence[int]) -> Iterator[Told]:
     """Texts of one group, padded on the left to the longest of them."""
-    for some, batch in lm.batches([texts[n].inputs for n in numbers], left=True):
+    ends = [texts[n].start for n in numbers]
+    for some, batch in lm.batches([texts[n].inputs for n in numbers], left=True, ends=ends):
         own = [texts[numbers[i]] for i in some]
         shift = [batch.ids.shape[1] - len(text.inputs) for text in own]
         pairs = [(row, at + shift[row]) for row, text in enumerate(own) for at in text.positions]
@@ -130,7 +131,8 @@ def free_choices(
             if n not in prompts:
                 text = lm.coder.continuation(*pairs[n], objects)
                 prompts[n] = text.ids[: text.start]
-        for places, batch in lm.batches([(*prompts[n], *said[n]) for n in open_]):
+        begun = [(*prompts[n], *said[n]) for n in open_]
+        for places, batch in lm.batches(begun, ends=[len(prompts[n]) for n in open_]):
             rows = torch.arange(len(places), device=lm.device)
             for place, token in zip(
                 places, lm.logits_at(batch, rows, batch.lengths - 1).argmax(-1).tolist(), strict=True

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, states_at_subject
-from editing_core.models.delta import WIDEST, Dense, LowRank, Update, WeightDelta
+from editing_core.models.delta import WIDEST, Dense, LowRank, Update
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Probe
 
@@ -38,7 +39,7 @@ class Change:
     values: tuple[float, ...]
 
 
-def changes_of(lm: LanguageModel, delta: WeightDelta) -> list[Change]:
+def changes_of(lm: LanguageModel, delta: Edit) -> list[Change]:
     """One per changed parameter, lowest layer first. The model must be unedited, its numbers are what it is told by."""
     proofs = {proof.parameter: proof for proof in delta.proofs(lm.model)}
     found = []
@@ -70,7 +71,7 @@ def singular_values(update: Update) -> Tensor:
     return values
 
 
-def key_table(lm: LanguageModel, requests: Sequence[EditRequest], delta: WeightDelta) -> pd.DataFrame:
+def key_table(lm: LanguageModel, requests: Sequence[EditRequest], delta: Edit) -> pd.DataFrame:
     """What an edit does to every probe's key: KEY_COLUMNS, a row per down-projection changed and prompt with a subject.
 
     cosine: of the key and that of the fact the probe belongs to, both of the unedited model behind the bare prompt.

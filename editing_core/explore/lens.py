@@ -13,6 +13,7 @@ from torch import Tensor
 
 from editing_core.evaluation.scoring import TokenChance
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.hooks import state_of, watching
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.loading import device_of
@@ -37,7 +38,7 @@ class Lens:
 
 
 def through_lens(
-    lm: LanguageModel, prompt: str, objects: Sequence[str], delta: WeightDelta | None = None, count: int = 5
+    lm: LanguageModel, prompt: str, objects: Sequence[str], delta: Edit | None = None, count: int = 5
 ) -> Lens:
     """Read every state of a prompt, with an edit on if one is given; it is off again afterwards.
 
@@ -46,8 +47,8 @@ def through_lens(
     prompt, objects = check_text(prompt, "prompt", lines=True), [check_text(text, "object") for text in objects]
     for text in (prompt, *objects):
         lm.check_text(text)
-    with lm.lock, (delta or WeightDelta()).applied(lm.model):
-        return _read(lm, prompt, objects, count)
+    with lm.lock, (delta or WeightDelta()).applied(lm) as edited:
+        return _read(edited, prompt, objects, count)
 
 
 @fitted

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Batch
 from editing_core.settings import Settings, setting
@@ -31,10 +31,13 @@ class TalkSettings(Settings):
 
 
 class _Voice:
-    """One state: its edit, the keys and values kept, the token the model has not read yet, and what was written."""
+    """One state: its edit, the keys and values kept, the tokens the model has not read yet, and what was written.
 
-    def __init__(self, delta: WeightDelta, ids: Sequence[int]) -> None:
-        self.delta, self.unread, self.cache = delta, list(ids), DynamicCache()
+    most: tokens it may write.
+    """
+
+    def __init__(self, delta: Edit, ids: Sequence[int], most: int) -> None:
+        self.delta, self.unread, self.cache, self.most = delta, list(ids), DynamicCache(), most
         self.read, self.written, self.ended = 0, list[int](), False
 
 
@@ -45,17 +48,20 @@ class Talk:
         self,
         lm: LanguageModel,
         prompt: str,
-        states: Sequence[WeightDelta],
+        states: Sequence[Edit],
         settings: TalkSettings | None = None,
     ) -> None:
         lm.check_text(check_text(prompt, "prompt", lines=True))
         self.lm, self.settings = lm, settings or TalkSettings()
-        ids = lm.coder.encode(prompt)
-        lm.check_length(len(ids) + 1)
-        self.most = min(self.settings.tokens, lm.context - len(ids))
-        self.voices = [_Voice(delta, ids) for delta in states]
+        self.voices = [self._voice(prompt, delta) for delta in states]
         drawn = torch.Generator().manual_seed(self.settings.seed)
         self.chances = torch.rand(self.settings.tokens, generator=drawn, dtype=torch.float64)
+
+    def _voice(self, prompt: str, delta: Edit) -> _Voice:
+        with self.lm.lock, delta.applied(self.lm) as edited:  # what is read around a prompt may be the edit itself
+            ids = edited.coder.encode(prompt)
+        self.lm.check_length(len(ids) + 1)
+        return _Voice(delta, ids, min(self.settings.tokens, self.lm.context - len(ids)))
 
     @property
     def ended(self) -> bool:
@@ -72,7 +78,7 @@ class Talk:
         with self.lm.lock, torch.no_grad():
             for voice in self.voices:
                 if not voice.ended:
-                    with voice.delta.applied(self.lm.model):
+                    with voice.delta.applied(self.lm):
                         self._write(voice)
         return self.texts
 
@@ -83,7 +89,7 @@ class Talk:
             if not voice.ended:
                 voice.written.append(token)
                 voice.unread = [token]
-                voice.ended = len(voice.written) >= self.most
+                voice.ended = len(voice.written) >= voice.most
             if voice.ended:
                 return
 

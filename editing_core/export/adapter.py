@@ -12,27 +12,28 @@ from torch import Tensor, nn
 
 from editing_core.errors import BadRequest
 from editing_core.export.card import README, card
-from editing_core.export.fitting import adaptable, check_fits, sharing
+from editing_core.export.fitting import adaptable, check_fits, sharing, weights_of
 from editing_core.export.folders import whole_folder
 from editing_core.export.origin import base_name, made_here
 from editing_core.files import write_text
 from editing_core.models.architectures import is_transposed
 from editing_core.models.delta import LowRank, Update, WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 OWN = frozenset({CONFIG, TENSORS, README})
 
 
-def write_adapter(lm: LanguageModel, delta: WeightDelta, folder: Path) -> None:
+def write_adapter(lm: LanguageModel, delta: Edit, folder: Path) -> None:
     """Write the adapter and its README.md into a folder, whole or not at all; an earlier adapter there is replaced.
 
-    lm: the unedited model the edit is for. BadRequest where the edit is empty or has updates without factors, or
-    where the folder cannot be written.
+    lm: the unedited model the edit is for. BadRequest where the edit is empty, no change of weights, or has updates
+    without factors, or where the folder cannot be written.
     """
     from peft import LoraConfig  # here, because the import takes seconds
 
-    delta = made_here(lm, delta)
+    delta = weights_of(made_here(lm, delta), delta.can_export_as_adapter, "an adapter")
     with lm.lock:
         factors = _factors(lm, delta)
         modules = {name: lm.model.get_submodule(name) for name in factors}

@@ -6,7 +6,8 @@ import re
 from editing_core.export.origin import Origin, base_name, one_line
 from editing_core.export.verify import Check
 from editing_core.models.catalog import CATALOG, HUB_ID
-from editing_core.models.delta import Dense, Update, WeightDelta
+from editing_core.models.delta import Dense, Update
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest
 
@@ -32,12 +33,12 @@ from editing_core.export.importing import import_edit
 
 lm = LanguageModel.load({name}, dtype={dtype})
 delta = import_edit(lm, "PATH OF THIS EDIT")
-with delta.applied(lm.model):  # the model is bit-equal to before afterwards
+with delta.applied(lm):  # the model is bit-equal to before afterwards
     ..."""
 _LOAD = {"adapter": _LOAD_ADAPTER, "merged": _LOAD_MERGED, "edit": _LOAD_EDIT}
 
 
-def card(lm: LanguageModel, delta: WeightDelta, kind: str, check: Check | None = None) -> str:
+def card(lm: LanguageModel, delta: Edit, kind: str, check: Check | None = None) -> str:
     """The text, as Markdown with the header the hub reads.
 
     kind: "adapter", "merged" or "edit". delta: with its origin as provenance. check: None where none was made.
@@ -103,7 +104,7 @@ def _loading(lm: LanguageModel, kind: str) -> str:
     return _LOAD[kind].format(revision=revision, dtype=dtype, **named)
 
 
-def _changes(delta: WeightDelta) -> str:
+def _changes(delta: Edit) -> str:
     rows = [
         f"| `{name}` | {_kind(update)} | {' x '.join(map(str, update.shape))} |"
         for name, update in list(delta.updates.items())[:SHOWN]

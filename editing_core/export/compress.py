@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from editing_core.errors import BadSetting
+from editing_core.export.fitting import weights_of
 from editing_core.models.delta import Dense, LowRank, Update, WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.types import Step, Watch, ignore
 
 
@@ -45,7 +47,7 @@ class Compressed:
         return f"Compressed from rank {before} to {after} at most; of the squared norm was given up: {lost}."
 
 
-def compressed(delta: WeightDelta, rank: int | None = None, energy: float = 0.0, watch: Watch = ignore) -> Compressed:
+def compressed(edit: Edit, rank: int | None = None, energy: float = 0.0, watch: Watch = ignore) -> Compressed:
     """The edit with the fewest columns per parameter that give up at most `energy`, and with at most `rank` columns.
 
     energy: share of each parameter's squared Frobenius norm, from 0 to below 1; 0 gives up only what is numerically
@@ -55,6 +57,7 @@ def compressed(delta: WeightDelta, rank: int | None = None, energy: float = 0.0,
         raise BadSetting(f"The rank is {rank!r}, allowed are whole numbers from 1; give one, or none.")
     if not 0 <= energy < 1:
         raise BadSetting(f"The energy is {energy!r}, allowed are shares from 0 to below 1; give one such as 0.01.")
+    delta = weights_of(edit, edit.can_export_as_adapter, "what is compressed")
     updates: dict[str, Update] = {}
     parts = []
     lost = whole = 0.0

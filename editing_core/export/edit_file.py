@@ -4,6 +4,7 @@ A safetensors file. Its tensors are "PARAMETER|left" (d_out, r) and "PARAMETER|r
 to the weight y = W x, or "PARAMETER|value" (d_out, d_in) or (d,), which is added as it is. A module of type Conv1D, as
 GPT-2 has them, stores its weight transposed, and so takes the transpose. The sum is made in float64 and rounded once.
 The metadata are {"format": "editscope-delta-1", "provenance": JSON}, the latter an object of texts, see `Origin`.
+Edits that are no weights have the format "editscope-edit-1", tensors "KIND/NAME" and "kinds": JSON, facts by kind.
 """
 
 from pathlib import Path
@@ -13,16 +14,17 @@ from safetensors import SafetensorError
 from editing_core.errors import BadRequest
 from editing_core.export.fitting import MAX_BYTES
 from editing_core.files import whole
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
+from editing_core.models.edits import load
 from editing_core.models.memory import told
 
 
-def write_edit(path: Path, delta: WeightDelta) -> None:
+def write_edit(path: Path, delta: Edit) -> None:
     """Write the edit with its provenance, whole or not at all; BadRequest when it is empty or cannot be written.
 
     `origin.described` and `origin.made_here` give an edit the provenance it should have.
     """
-    if not delta.updates:
+    if delta.empty:
         raise BadRequest("The edit changes nothing, so there is nothing to write; choose an edit that took.")
     if path.suffix != ".safetensors":
         raise BadRequest(f"An edit is written to a file that ends in .safetensors, got {path.name!r}; name it so.")
@@ -33,7 +35,7 @@ def write_edit(path: Path, delta: WeightDelta) -> None:
         raise BadRequest(f"{path.name} could not be written; choose another place.") from error
 
 
-def read_edit(path: Path) -> WeightDelta:
+def read_edit(path: Path) -> Edit:
     """What `write_edit` wrote, with its provenance as texts; BadRequest for anything else.
 
     Whether it fits a model is not asked here, see `fitting` and `importing`.
@@ -47,7 +49,7 @@ def read_edit(path: Path) -> WeightDelta:
     if path.name == "adapter_model.safetensors":
         raise BadRequest(f"{path.name} is one half of an adapter; give its folder, with adapter_config.json.")
     try:
-        delta = WeightDelta.load(path)
+        delta = load(path)
     except BadRequest:
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from editing_core.export.merged import write_merged
 from editing_core.export.origin import Origin, made_here
 from editing_core.export.verify import Check, check_source, verify
 from editing_core.files import check_folder, write_text
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import Watch, ignore
 
@@ -32,7 +32,7 @@ def check_target(kind: str, path: Path) -> None:
 
 
 def export(
-    lm: LanguageModel, delta: WeightDelta, kind: str, path: Path, watch: Watch = ignore, check: bool = True
+    lm: LanguageModel, delta: Edit, kind: str, path: Path, watch: Watch = ignore, check: bool = True
 ) -> Check | None:
     """Write the edit as an adapter, a merged model or an edit file, and check it; None without a check.
 
@@ -57,7 +57,7 @@ def export(
     return found
 
 
-def shrunk(delta: WeightDelta, rank: int | None, energy: float | None, watch: Watch = ignore) -> WeightDelta:
+def shrunk(delta: Edit, rank: int | None, energy: float | None, watch: Watch = ignore) -> Edit:
     """The edit compressed where a rank or an energy is given, with what that gave up in its note; else as it is."""
     if rank is None and energy is None:
         return delta

@@ -6,6 +6,7 @@ from transformers.pytorch_utils import Conv1D
 
 from editing_core.errors import BadRequest
 from editing_core.models.delta import LowRank, Update, WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.memory import told
 from editing_core.models.slots import Slot
@@ -16,17 +17,20 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _OTHER = "choose an edit that was made for it"
 
 
-def check_fits(lm: LanguageModel, delta: WeightDelta) -> None:
+def check_fits(lm: LanguageModel, delta: Edit) -> None:
     """BadRequest unless every update is finite, of a parameter of this model, of its shape, and within bounds.
 
     Call with the model's lock held.
     """
-    if not delta.updates:
+    if delta.empty:
         raise BadRequest("The edit changes nothing; choose one that took.")
     if delta.size > MAX_BYTES:
         raise BadRequest(
             f"The edit takes {told(delta.size)}, at most {told(MAX_BYTES)} are read; choose a smaller one."
         )
+    if not delta.updates:
+        with delta.applied(lm):  # refused before anything is touched where it does not fit
+            return
     parameters = dict(lm.model.named_parameters(remove_duplicate=False))
     named: dict[int, str] = {}
     for name, update in delta.updates.items():
@@ -37,6 +41,16 @@ def check_fits(lm: LanguageModel, delta: WeightDelta) -> None:
         if twin != name:
             raise BadRequest(f"The edit names {twin} and {name}, which are one weight in {lm.name}; {_OTHER}.")
         _check_update(lm, name, update)
+
+
+def weights_of(delta: Edit, fits: bool, whither: str) -> WeightDelta:
+    """The edit where weights are all it changes; BadRequest where it does not fit into what is to be written."""
+    if not fits or not isinstance(delta, WeightDelta):
+        raise BadRequest(
+            f"The edit is made of {' and '.join(sorted(delta.parts))}, which {whither} cannot hold; take it along as "
+            "EditScope's own file."
+        )
+    return delta
 
 
 def _check_update(lm: LanguageModel, name: str, update: Update) -> None:

@@ -13,14 +13,14 @@ from editing_core.export.edit_file import read_edit
 from editing_core.export.fitting import check_fits
 from editing_core.export.origin import Origin, check_base
 from editing_core.export.peft_files import read_adapter
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 KINDS = "an edit saved by EditScope (.safetensors), the folder of a LoRA adapter, or a .zip of one"
 
 
-def import_edit(lm: LanguageModel, path: Path | str) -> WeightDelta:
+def import_edit(lm: LanguageModel, path: Path | str) -> Edit:
     """The edit in a file or folder, once it is sure that it fits the model; BadRequest with the reason where not.
 
     Its provenance is what the file tells of its origin, as `Origin.of` reads it; its note ends with what is not known.
@@ -32,10 +32,10 @@ def import_edit(lm: LanguageModel, path: Path | str) -> WeightDelta:
         remarks = check_base(lm, origin)
         check_fits(lm, delta)
     note = " ".join(filter(None, (origin.note, *remarks)))
-    return replace(delta, provenance=replace(origin, note=note).texts())
+    return delta.described(replace(origin, note=note).texts())
 
 
-def _read(lm: LanguageModel, path: Path) -> WeightDelta:
+def _read(lm: LanguageModel, path: Path) -> Edit:
     kind = path.suffix.lower()
     if kind in PICKLES:
         raise BadRequest(

@@ -7,18 +7,18 @@ from pathlib import Path
 
 from editing_core.errors import BadRequest
 from editing_core.export.card import README, card
-from editing_core.export.fitting import check_fits
+from editing_core.export.fitting import check_fits, weights_of
 from editing_core.export.folders import check_place, whole_folder
 from editing_core.export.origin import made_here
 from editing_core.files import write_text
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.memory import told
 
 BESIDE = 64 * 2**20  # bytes of tokenizer, configuration and what the file system needs for itself
 
 
-def write_merged(lm: LanguageModel, delta: WeightDelta, folder: Path) -> None:
+def write_merged(lm: LanguageModel, delta: Edit, folder: Path) -> None:
     """Write weights with the edit in them (safetensors), tokenizer and README.md, whole or not at all.
 
     The weights are of the model's own precision. The model is bit-equal afterwards. BadRequest where the edit does not
@@ -27,7 +27,7 @@ def write_merged(lm: LanguageModel, delta: WeightDelta, folder: Path) -> None:
     folder = folder.resolve()
     check_place(folder)
     _check_room(lm, folder)
-    delta = made_here(lm, delta)
+    delta = weights_of(made_here(lm, delta), delta.can_merge, "a whole model")
     with lm.lock:
         if lm.edited:
             raise BadRequest(f"{lm.name} carries another edit, which would go along; take it off first.")
@@ -38,7 +38,7 @@ def write_merged(lm: LanguageModel, delta: WeightDelta, folder: Path) -> None:
                 "export an adapter, or load the model plain and whole."
             )
         with whole_folder(folder) as part:
-            with delta.applied(lm.model), _same_config(lm):
+            with delta.applied(lm), _same_config(lm):
                 lm.model.save_pretrained(part)
             lm.tokenizer.save_pretrained(part)
             write_text(part / README, card(lm, delta, "merged"))

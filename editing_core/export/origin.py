@@ -13,7 +13,7 @@ from typing import Any
 from editing_core.data.table import edit_of, plain
 from editing_core.errors import BadRequest, EditingError
 from editing_core.models.catalog import CATALOG, HUB_ID
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.runs.record import RunResult, versions
 from editing_core.types import EditRequest
@@ -97,12 +97,12 @@ def origin_of(run: RunResult) -> Origin:
     return Origin(run.model, run.revision, editor, run.requests, run.versions, run.created, note)
 
 
-def described(run: RunResult) -> WeightDelta:
+def described(run: RunResult) -> Edit:
     """The edit that is a run's result, with its origin as provenance."""
-    return replace(run.delta_at(run.chosen), provenance=origin_of(run).texts())
+    return run.delta_at(run.chosen).described(origin_of(run).texts())
 
 
-def made_here(lm: LanguageModel, delta: WeightDelta) -> WeightDelta:
+def made_here(lm: LanguageModel, delta: Edit) -> Edit:
     """The edit with an origin: its own, completed by what is known of the model it is for."""
     own = Origin.of(delta.provenance)
     told = replace(
@@ -112,7 +112,7 @@ def made_here(lm: LanguageModel, delta: WeightDelta) -> WeightDelta:
         versions=own.versions or versions(),
         created=own.created or datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    return replace(delta, provenance={**delta.provenance, **told.texts()})
+    return delta.described({**delta.provenance, **told.texts()})
 
 
 def base_name(lm: LanguageModel) -> str:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from editing_core.errors import BadRequest
 from editing_core.export import reload
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Step, Watch, ignore
 
@@ -96,7 +96,7 @@ def check_rows(lm: LanguageModel, requests: Sequence[EditRequest] = ()) -> list[
 
 def verify(
     lm: LanguageModel,
-    delta: WeightDelta,
+    delta: Edit,
     export: Path,
     kind: str,
     requests: Sequence[EditRequest] = (),
@@ -129,13 +129,13 @@ def verify(
     )
 
 
-def _here(lm: LanguageModel, delta: WeightDelta, rows: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
+def _here(lm: LanguageModel, delta: Edit, rows: list[list[int]]) -> tuple[list[Tensor], list[Tensor]]:
     """Logits (tokens, vocabulary) of every row, without the edit and with it."""
     with lm.lock:
         if lm.edited:
             raise BadRequest(f"{lm.name} carries another edit, nothing can be compared with it; take it off first.")
         plain = reload.logits(lm.model, rows, str(lm.device))
-        with delta.applied(lm.model):
+        with delta.applied(lm):
             edited = reload.logits(lm.model, rows, str(lm.device))
     return list(plain.values()), list(edited.values())
 

@@ -1,26 +1,28 @@
-"""WeightDelta: an edit as a value, parameter name -> update, mostly as low-rank factors.
+"""WeightDelta: an edit of weights as a value, parameter name -> update, mostly as low-rank factors.
 
-`with delta.applied(model): ...` puts it on and takes it off again by copying the originals back, so the
+`with delta.applied(lm): ...` puts it on and takes it off again by copying the originals back, so the
 model is bit-equal afterwards, also after an error or a cancel. Adding and subtracting would not be:
 several percent of the entries differ in the last bit. Where there are no numbers to add to, in packed and
 offloaded weights, the update is carried beside them, see `slots`.
 """
 
-import json
+from __future__ import annotations
+
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from editing_core.errors import BadRequest, NotFinite
+from editing_core.models.edit import Edit, Findings, Proof, counted
 from editing_core.models.slots import Slot
+
+if TYPE_CHECKING:
+    from editing_core.models.language_model import LanguageModel
 
 WIDEST = 1024  # rows or columns of a dense update whose rank is still found
 
@@ -45,14 +47,14 @@ class LowRank:
         """(d_out, d_in)."""
         return self.left @ self.right
 
-    def plus(self, other: "Update") -> "Update":
+    def plus(self, other: Update) -> Update:
         """Factors side by side, or dense as soon as one of the two is."""
         if isinstance(other, LowRank):
             left = torch.cat([self.left, other.left], dim=1)
             return LowRank(left, torch.cat([self.right, other.right], dim=0))
         return other.plus(self)
 
-    def scaled(self, factor: float) -> "LowRank":
+    def scaled(self, factor: float) -> LowRank:
         """The update times a number."""
         return LowRank(self.left * factor, self.right)
 
@@ -83,11 +85,11 @@ class Dense:
         """The value itself."""
         return self.value
 
-    def plus(self, other: "Update") -> "Dense":
+    def plus(self, other: Update) -> Dense:
         """The sum, dense."""
         return Dense(self.value + other.dense())
 
-    def scaled(self, factor: float) -> "Dense":
+    def scaled(self, factor: float) -> Dense:
         """The update times a number."""
         return Dense(self.value * factor)
 
@@ -105,14 +107,6 @@ class Dense:
 
 
 Update = LowRank | Dense
-
-
-_ON: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
-
-
-def edits_on(model: nn.Module) -> int:
-    """How many edits the model carries at this moment."""
-    return _ON.get(model, 0)
 
 
 class _Tiles:
@@ -143,35 +137,45 @@ def _sum(parameter: Tensor, update: Tensor) -> Tensor:
     return (parameter.detach().double() + update).to(parameter.dtype)
 
 
-@dataclass(frozen=True)
-class Proof:
-    """Proof of change of one parameter: norms, rank where it is known, and how many entries really differ."""
-
-    parameter: str
-    relative_norm: float
-    rank: int | None
-    changed: int
-    total: int
-
-
 @dataclass(frozen=True, eq=False)
-class WeightDelta:
-    """An edit of the weights. `provenance` is free JSON-able text about where it comes from."""
+class WeightDelta(Edit):
+    """An edit of the weights. Without updates it is no edit at all, what others are added to."""
 
     updates: Mapping[str, Update] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
+    kind: ClassVar[str] = "weights"
 
-    def __add__(self, other: "WeightDelta") -> "WeightDelta":
+    @property
+    def can_merge(self) -> bool:
+        """Always: that is what weights are."""
+        return True
+
+    @property
+    def can_export_as_adapter(self) -> bool:
+        """Always; of what rank is decided there."""
+        return True
+
+    @property
+    def empty(self) -> bool:
+        """Whether no weight is changed."""
+        return not self.updates
+
+    def described(self, provenance: Mapping[str, str]) -> WeightDelta:
+        """The same with another provenance."""
+        return replace(self, provenance=provenance)
+
+    def joined(self, other: WeightDelta) -> WeightDelta:
+        """The sum, parameter by parameter."""
         merged = dict(self.updates)
         for name, update in other.updates.items():
             merged[name] = merged[name].plus(update) if name in merged else update
         return WeightDelta(merged, {**self.provenance, **other.provenance})
 
-    def scaled(self, factor: float) -> "WeightDelta":
+    def scaled(self, factor: float) -> WeightDelta:
         """Every update times a number; `scaled(-1)` is the inverse up to rounding."""
         return WeightDelta({n: u.scaled(factor) for n, u in self.updates.items()}, self.provenance)
 
-    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "WeightDelta":
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> WeightDelta:
         """The same value elsewhere."""
 
         def move(update: Update) -> Update:
@@ -179,19 +183,15 @@ class WeightDelta:
 
         return WeightDelta({n: move(u) for n, u in self.updates.items()}, self.provenance)
 
-    @property
-    def finite(self) -> bool:
-        """Whether every number in it is finite."""
-        return all(bool(t.isfinite().all()) for u in self.updates.values() for t in u.tensors().values())
-
-    @property
-    def size(self) -> int:
-        """Bytes of all its numbers."""
-        return sum(t.numel() * t.element_size() for u in self.updates.values() for t in u.tensors().values())
+    @contextmanager
+    def applied(self, lm: LanguageModel) -> Iterator[LanguageModel]:
+        """Inside the block the model carries the edit; afterwards it is bit-equal to before."""
+        with self.on(lm.model):
+            yield lm
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """Inside the block the model carries the edit; afterwards it is bit-equal to before.
+    def on(self, model: nn.Module) -> Iterator[None]:
+        """As `applied`, of any module with such parameters.
 
         Everything is resolved and checked before the first weight is touched. Nests: the inner edit
         comes off first. Updates of packed and offloaded weights are carried beside them.
@@ -203,9 +203,10 @@ class WeightDelta:
             )
         slots = [self._slot(model, name) for name in self.updates]
         originals: list[tuple[Tensor, Tensor]] = []
-        _ON[model] = edits_on(model) + bool(self.updates)
         try:
             with ExitStack() as beside:
+                if self.updates:
+                    beside.enter_context(counted(model))
                 for slot in slots:
                     if slot.plain and slot.parameter is not None:
                         with torch.no_grad():
@@ -219,7 +220,6 @@ class WeightDelta:
             with torch.no_grad():
                 for parameter, original in reversed(originals):  # two names may be of one weight
                     parameter.copy_(original)
-            _ON[model] -= bool(self.updates)
 
     def added_to(self, model: nn.Module) -> bool:
         """Whether all of it is added to weights of the model, and nothing carried beside them."""
@@ -256,38 +256,13 @@ class WeightDelta:
             found.append(Proof(name, norm, update.rank(), changed, math.prod(slot.shape)))
         return found
 
-    def save(self, path: Path) -> None:
-        """Write factors and provenance as one safetensors file."""
-        tensors = {name: t.contiguous().cpu() for name, t in self.parts().items()}
-        save_file(
-            tensors, path, metadata={"format": "editscope-delta-1", "provenance": json.dumps(dict(self.provenance))}
-        )
-
-    @staticmethod
-    def load(path: Path) -> "WeightDelta":
-        """Read what `save` wrote; BadRequest for anything else."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except (SafetensorError, OSError) as error:
-            raise BadRequest(
-                f"{Path(path).name} is not a readable safetensors file; choose an edit saved by EditScope."
-            ) from error
-        if metadata.get("format") != "editscope-delta-1":
-            raise BadRequest(f"{Path(path).name} holds no EditScope edit; choose an edit saved by EditScope.")
-        try:
-            return replace(WeightDelta.of_parts(tensors), provenance=dict(json.loads(metadata.get("provenance", "{}"))))
-        except (KeyError, ValueError, TypeError) as error:
-            raise BadRequest(f"{Path(path).name} is damaged; choose an edit saved by EditScope.") from error
-
-    def parts(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Every tensor in it by "parameter|part"."""
         return {f"{n}|{part}": t for n, u in self.updates.items() for part, t in u.tensors().items()}
 
-    @staticmethod
-    def of_parts(tensors: Mapping[str, Tensor]) -> "WeightDelta":
-        """What `parts` gave; KeyError or ValueError for anything else."""
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], _facts: Mapping[str, Any]) -> WeightDelta:
+        """What `tensors` gave; KeyError or ValueError for anything else."""
         parts: dict[str, dict[str, Tensor]] = {}
         for key, tensor in tensors.items():
             name, _, part = key.partition("|")
@@ -296,3 +271,18 @@ class WeightDelta:
             parts.setdefault(name, {})[part] = tensor
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
         return WeightDelta({name: kinds[frozenset(p)](**p) for name, p in parts.items()})
+
+    def findings(self, lm: LanguageModel, prompts: Sequence[str]) -> Findings:  # noqa: ARG002 - of weights
+        """What became of every changed parameter; prompts do not matter."""
+        rows = tuple(
+            (
+                proof.parameter,
+                proof.relative_norm,
+                "?" if proof.rank is None else proof.rank,
+                proof.changed,
+                proof.total,
+            )
+            for proof in self.proofs(lm.model)
+        )
+        said = f"{len(rows)} parameters were changed; every prompt meets them."
+        return Findings("Changed weights", said, ("parameter", "relative norm", "rank", "changed", "of"), rows)

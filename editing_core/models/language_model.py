@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -21,7 +21,8 @@ from editing_core.models import memory, selftest
 from editing_core.models.architectures import Architecture, window_of
 from editing_core.models.catalog import alphabet_of, source_of
 from editing_core.models.chat import frame_of
-from editing_core.models.delta import edits_on
+from editing_core.models.edit import edits_on
+from editing_core.models.gates import gated, noted
 from editing_core.models.hooks import answering, only_at
 from editing_core.models.loading import Device, Wanted, device_of, load
 from editing_core.models.tokens import PLAIN, Batch, Coder, Frame, pad, runs
@@ -109,6 +110,11 @@ class LanguageModel:
         return edits_on(self.model) > 0
 
     @property
+    def gated(self) -> bool:
+        """Whether it carries an edit that looks at prompts: rows are then read whole, with their prompts' ends told."""
+        return gated(self.model)
+
+    @property
     def precision(self) -> torch.dtype:
         """What losses are summed in and targets optimised in: float32, or float64 where the model itself is."""
         return torch.float64 if self.model.dtype == torch.float64 else torch.float32
@@ -160,17 +166,20 @@ class LanguageModel:
 
         cache: keys and values of what stands before the rows, to which theirs are added.
         """
-        state: Tensor = self.model.base_model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask,
-            position_ids=batch.positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        )[0]
+        with noted(self.model, batch):
+            state: Tensor = self.model.base_model(
+                input_ids=batch.ids,
+                attention_mask=batch.mask,
+                position_ids=batch.positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )[0]
         return state.to(self.device)
 
     def logits_at(self, batch: Batch, rows: Tensor, positions: Tensor, cache: Cache | None = None) -> Tensor:
         """(n, vocabulary) logits in `precision` at the given row and position pairs, and only there."""
+        if self.gated:
+            return self.logits(self.hidden(batch, cache)[rows, positions])
         wanted = torch.zeros_like(batch.ids, dtype=torch.bool)
         wanted[rows, positions] = True  # each token once, however often it is asked
         with self.looking_at(*wanted.nonzero(as_tuple=True)):
@@ -214,18 +223,23 @@ class LanguageModel:
                 f"A prompt takes {tokens} tokens, {self.name} reads at most {self.context}; shorten the prompt."
             )
 
-    def batches(self, rows: Sequence[Sequence[int]], left: bool = False) -> Iterator[tuple[list[int], Batch]]:
+    def batches(
+        self, rows: Sequence[Sequence[int]], left: bool = False, ends: Sequence[int] | None = None
+    ) -> Iterator[tuple[list[int], Batch]]:
         """All rows in batches of similar length, each with the numbers of its rows.
 
         left: every row is padded on the left to the longest of all, as in one batch: there padding is noticed.
+        ends: how many tokens of each row are its prompt; all without.
         """
+        prompts = torch.tensor([len(row) for row in rows] if ends is None else list(ends), device=self.device)
         if left:
             whole = self.batch(rows, left=True)
             for numbers in self.runs([whole.ids.shape[1]] * len(rows)):
-                yield numbers, Batch(whole.ids[numbers], whole.mask[numbers], whole.lengths[numbers])
+                ids, mask, lengths = (part[numbers] for part in (whole.ids, whole.mask, whole.lengths))
+                yield numbers, Batch(ids, mask, lengths, ends=prompts[numbers])
         else:
             for numbers in self.runs([len(row) for row in rows]):
-                yield numbers, self.batch([rows[n] for n in numbers])
+                yield numbers, replace(self.batch([rows[n] for n in numbers]), ends=prompts[numbers])
 
     def runs(self, lengths: Sequence[int]) -> list[list[int]]:
         """Row numbers in runs of similar length that fit into one forward, see `tokens.runs`."""

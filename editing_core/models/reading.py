@@ -20,11 +20,21 @@ from editing_core.models.tokens import FORWARD_COST
 Ids = tuple[int, ...]
 
 
-def read(lm: LanguageModel, rows: Sequence[Ids], asked: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], Tensor]]:
+def read(
+    lm: LanguageModel, rows: Sequence[Ids], asked: Sequence[Sequence[int]], ends: Sequence[int] | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers of rows, and their logits at the positions asked of each, in the same order: (positions, vocabulary).
 
-    Every row comes once; asked: at least one position per row.
+    Every row comes once; asked: at least one position per row. ends: how many tokens of each row are its prompt; edits
+    that look at prompts want to know, and with such an edit on rows are read whole. Without, up to the first asked.
     """
+    ends = [min(at) + 1 for at in asked] if ends is None else ends
+    if lm.gated:
+        for numbers, batch in lm.batches(rows, ends=ends):
+            pairs = [(row, at) for row, n in enumerate(numbers) for at in asked[n]]
+            row, at = (torch.tensor(column, device=lm.device) for column in zip(*pairs, strict=True))
+            yield numbers, lm.logits_at(batch, row, at)
+        return
     before = [row[: min(at)] for row, at in zip(rows, asked, strict=True)]
     order = sorted(range(len(rows)), key=lambda n: rows[n])
     leads = shared_beginnings([before[n] for n in order])

@@ -157,13 +157,14 @@ class Batch:
     """Padded rows. ids, mask: (rows, tokens); lengths: (rows,) of the rows themselves.
 
     positions: (rows, tokens) where they are not simply counted. Rows that continue a kept past have a mask
-    over that past and themselves.
+    over that past and themselves. ends: (rows,) how many tokens of each row are its prompt, None where all are.
     """
 
     ids: Tensor
     mask: Tensor
     lengths: Tensor
     positions: Tensor | None = None
+    ends: Tensor | None = None
 
 
 def runs(lengths: Sequence[int], most: int = TOKENS_PER_FORWARD) -> list[list[int]]:

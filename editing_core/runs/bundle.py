@@ -26,7 +26,7 @@ from typing import IO, Any
 
 from editing_core.errors import BadRequest
 from editing_core.files import whole
-from editing_core.models.delta import WeightDelta
+from editing_core.models.edits import load
 from editing_core.runs.folder import RECORDS, ROUNDS, now
 from editing_core.runs.record import SCHEMA, Rounds
 
@@ -420,9 +420,9 @@ def _check_rounds(path: Path) -> None:
 
 
 def _check_delta(path: Path) -> None:
-    """An edit that `WeightDelta.load` reads."""
+    """An edit that `edits.load` reads."""
     try:
-        WeightDelta.load(path)
+        load(path)
     except Exception as error:
         # `load` refuses most; what else the libraries below it raise on damaged input has no common base.
         raise _refusal(f"{path.name} is not readable as an edit", "a file saved by EditScope is needed") from error

@@ -21,6 +21,8 @@ from torch import Tensor
 from editing_core.errors import BadRequest
 from editing_core.files import whole
 from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit
+from editing_core.models.edits import unpacked
 from editing_core.runs.record import Rounds
 
 FORMAT = "editscope-unit-1"
@@ -34,7 +36,7 @@ class Unit:
     facts: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
-    delta: WeightDelta = field(default_factory=WeightDelta)
+    delta: Edit = field(default_factory=WeightDelta)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,9 +138,11 @@ class Within:
 def write_unit(unit: Unit, path: Path) -> None:
     """One file: tensors as such, the rest as JSON in its header."""
     tensors = {f"{TENSOR}{name}": t.detach().contiguous().cpu() for name, t in unit.tensors.items()}
-    tensors |= {f"{DELTA}{name}": t.contiguous().cpu() for name, t in unit.delta.parts().items()}
+    edit, kinds = unit.delta.packed()
+    tensors |= {f"{DELTA}{name}": t.contiguous().cpu() for name, t in edit.items()}
     tables = {name: table.to_dict("split", index=False) for name, table in unit.tables.items()}
     metadata = {"format": FORMAT, "facts": json.dumps(dict(unit.facts)), "tables": json.dumps(tables)}
+    metadata["kinds"] = json.dumps(kinds)
     save_file(tensors, path, metadata=metadata)
 
 
@@ -153,7 +157,8 @@ def read_unit(path: Path) -> Unit:
         tables = {name: pd.DataFrame(**table) for name, table in json.loads(metadata["tables"]).items()}
         own = {key.removeprefix(TENSOR): t for key, t in tensors.items() if key.startswith(TENSOR)}
         parts = {key.removeprefix(DELTA): t for key, t in tensors.items() if key.startswith(DELTA)}
-        return Unit(json.loads(metadata["facts"]), tables, own, WeightDelta.of_parts(parts))
+        edit = unpacked(parts, json.loads(metadata.get("kinds", "{}")))
+        return Unit(json.loads(metadata["facts"]), tables, own, edit)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise BadRequest(
             f"{path.name} is no readable unit of a run; remove it, and the run does that part again."

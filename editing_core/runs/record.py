@@ -17,7 +17,8 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.stopping import Decision, StopSettings, every_rule
 from editing_core.errors import BadRequest
 from editing_core.evaluation.verdict import Verdict, judge
-from editing_core.models.delta import Proof, WeightDelta
+from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import Edit, Proof
 from editing_core.settings import Settings
 from editing_core.types import EditRequest
 
@@ -54,7 +55,7 @@ def new_id() -> str:
 class Base:
     """Edits that are on while a run is made: their sum, and their ids in order."""
 
-    delta: WeightDelta = field(default_factory=WeightDelta)
+    delta: Edit = field(default_factory=WeightDelta)
     ids: tuple[str, ...] = ()
 
 
@@ -81,7 +82,7 @@ class RunResult:
     iterations: pd.DataFrame
     probes: pd.DataFrame
     cases: pd.DataFrame
-    deltas: tuple[WeightDelta | None, ...]
+    deltas: tuple[Edit | None, ...]
     proofs: tuple[tuple[Proof, ...], ...]
     histories: tuple[tuple[dict[str, float], ...], ...]
     decision: Decision
@@ -113,7 +114,7 @@ class RunResult:
         """Whether the plan's rule fired."""
         return self.decision.rule == self.plan.stop.stop
 
-    def delta_at(self, k: int) -> WeightDelta:
+    def delta_at(self, k: int) -> Edit:
         """The whole edit after iteration k; empty for k = 0. BadRequest where its weights were not kept."""
         edits = (WeightDelta(), *self.deltas)
         if (delta := edits[k]) is None:
@@ -124,7 +125,7 @@ class RunResult:
             )
         return delta
 
-    def state_at(self, k: int) -> WeightDelta:
+    def state_at(self, k: int) -> Edit:
         """What the unedited model has to carry to be as it was after iteration k: the base and the edit."""
         return self.base.delta + self.delta_at(k)
 

@@ -40,7 +40,7 @@ def whole_edit(lm):
 
 
 def applied(lm, delta, rows=IDS):
-    with delta.applied(lm.model):
+    with delta.applied(lm):
         return reload.logits(lm.model, rows, "cpu")
 
 

@@ -34,7 +34,7 @@ def check(lm, delta, folder):
     ids = torch.tensor([[5, 6, 7, 8, 9]])
     write_adapter(lm, delta, folder)
     plain = logits(lm.model, ids)
-    with delta.applied(lm.model):
+    with delta.applied(lm):
         edited = logits(lm.model, ids)
     found = logits(reloaded(lm.name.removeprefix("tiny-"), folder), ids)
     assert (edited - plain).abs().max() > 1e-2

@@ -7,7 +7,8 @@ from torch import nn
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting, ModelUnavailable
 from editing_core.models import slots
-from editing_core.models.delta import Dense, LowRank, WeightDelta, edits_on
+from editing_core.models.delta import Dense, LowRank, WeightDelta
+from editing_core.models.edit import edits_on
 from editing_core.models.slots import Slot
 from editing_core.models.trainable import Lora, adapted, unfrozen
 from editing_core.registry import EDITORS
@@ -62,7 +63,7 @@ def test_carried_is_added(family, kind):
     assert delta.added_to(plain.model)
     torch.testing.assert_close(before, logits(plain), atol=1e-6, rtol=1e-6)
     kept = snapshot(packed.model)
-    with delta.applied(packed.model), delta.applied(plain.model):
+    with delta.applied(packed), delta.applied(plain):
         assert bit_equal(packed.model, kept), "no weight is touched"
         here, there = logits(packed), logits(plain)
     torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
@@ -77,7 +78,7 @@ def test_half_precision_is_rounded_once():
     module, delta = packed.model.get_submodule(name), edit_of(packed, [0])
     x = torch.randn(3, module.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     wanted = module(x).float() + x.float() @ delta.updates[f"{name}.weight"].dense().float().T
-    with delta.applied(packed.model):
+    with delta.applied(packed):
         found = module(x)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, wanted.bfloat16())
@@ -92,13 +93,13 @@ def test_biases_are_carried_where_they_are_not_there():
     module.forward = lambda x: run(x)  # as accelerate makes the weights be there for a forward
     delta = WeightDelta({"0.bias": Dense(torch.tensor([1.0, 2, 3])), "0.weight": low_rank((3, 4))})
     x = torch.randn(2, 4)
-    with delta.applied(offloaded):
+    with delta.on(offloaded):
         found = offloaded(x)
     assert torch.equal(offloaded(x), plain(x))
     (bias, weight), told = delta.proofs(plain), delta.proofs(offloaded)
     assert [(p.parameter, p.rank, p.total) for p in told] == [("0.bias", 1, 3), ("0.weight", 2, 12)]
     assert [p.relative_norm for p in told] == pytest.approx([bias.relative_norm, weight.relative_norm], rel=1e-5)
-    with delta.applied(plain):
+    with delta.on(plain):
         torch.testing.assert_close(found, plain(x))
 
 
@@ -118,9 +119,9 @@ def test_shared_weights_are_carried_by_every_module_that_has_them():
         offloaded[name].forward = plain[name].forward
     x, ids = torch.randn(2, 4, generator=made), torch.tensor([[1, 9], [3, 3]])
     for delta in (WeightDelta({"head.weight": update}), WeightDelta({"table.weight": Dense(update.dense())})):
-        with delta.applied(offloaded):
+        with delta.on(offloaded):
             found = offloaded["head"](x), offloaded["table"](ids)
-        with delta.applied(plain):
+        with delta.on(plain):
             torch.testing.assert_close(found, (plain["head"](x), plain["table"](ids)), atol=1e-5, rtol=1e-5)
         here, there = (delta.proofs(model)[0] for model in (offloaded, plain))
         assert here.relative_norm == pytest.approx(there.relative_norm, rel=1e-5)
@@ -130,12 +131,12 @@ def test_edits_nest_and_come_off_after_an_error():
     packed, plain = pair("llama")
     one, two = edit_of(packed, [0, 1]), edit_of(packed, [1, 2], rank=3)
     before = logits(packed)
-    with one.applied(packed.model):
+    with one.applied(packed):
         outer = logits(packed)
-        with two.applied(packed.model), (one + two).applied(plain.model):
+        with two.applied(packed), (one + two).applied(plain):
             assert edits_on(packed.model) == 2
             torch.testing.assert_close(logits(packed), logits(plain), atol=1e-5, rtol=1e-5)
-        with pytest.raises(ValueError, match="inner"), two.applied(packed.model):
+        with pytest.raises(ValueError, match="inner"), two.applied(packed):
             raise ValueError("inner")
         assert edits_on(packed.model) == 1
         assert torch.equal(logits(packed), outer)
@@ -160,14 +161,14 @@ def test_what_cannot_be_carried_is_refused_before_anything_is_touched():
     norm.weight = nn.Parameter(torch.empty(norm.weight.shape, device="meta"), requires_grad=False)
     delta = WeightDelta({**edit_of(packed).updates, "model.norm.weight": Dense(torch.ones(32))})
     with pytest.raises(BadRequest, match=r"changes model.norm.weight, which is packed or offloaded .* of no linear"):
-        delta.applied(packed.model).__enter__()
+        delta.applied(packed).__enter__()
     norm.weight = nn.Parameter(torch.ones(32), requires_grad=False)
     assert torch.equal(logits(packed), before)
     name = f"{packed.architecture.down(0)}.weight"
     with pytest.raises(BadRequest, match=r"has shape \(7, 64\), the model needs \(32, 64\)"):
-        WeightDelta({name: low_rank((7, 64))}).applied(packed.model).__enter__()
+        WeightDelta({name: low_rank((7, 64))}).applied(packed).__enter__()
     with pytest.raises(BadRequest, match="does not have"):
-        WeightDelta({"model.norm.scale": Dense(torch.ones(32))}).applied(packed.model).__enter__()
+        WeightDelta({"model.norm.scale": Dense(torch.ones(32))}).applied(packed).__enter__()
 
 
 def settings_of(editor):
@@ -213,7 +214,7 @@ def test_kept_states_do_not_count_an_edit_twice():
     for lm in (packed, plain):
         scenes = [Scene((5, 6, 7, 8, 9), 2, (3, 4)), Scene((3, 1, 4, 1), 1, (3,))]
         site = lm.architecture.down(0)
-        with torch.no_grad(), delta.applied(lm.model):
+        with torch.no_grad(), delta.applied(lm):
             replay = Replay(lm, [site], scenes)
             found.append(replay.run({site: 0.1 * torch.ones(2, 32)}))
     torch.testing.assert_close(*found, atol=1e-5, rtol=1e-5)

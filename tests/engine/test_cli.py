@@ -10,8 +10,8 @@ import torch
 
 from editing_core import cli, cli_plan
 from editing_core.data.examples import load_examples
+from editing_core.models import edits
 from editing_core.models.catalog import CATALOG
-from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS
 from editing_core.statistics.covariance import Corpus
@@ -266,7 +266,7 @@ def test_bench_writes_tables(capsys, tmp_path):
     assert (summary["dataset"], summary["n_edits"], summary["editor"]) == ("pocket-facts:tune", 3, "memit")
     assert sum(summary["verdicts"].values()) == 3
     assert summary["last"]["k"] == 2
-    assert WeightDelta.load(out / "delta.safetensors").finite
+    assert edits.load(out / "delta.safetensors").finite
     assert "eff_acc" in capsys.readouterr().out
 
 

@@ -19,7 +19,7 @@ from editing_core.data.datasets import Loaded, load_dataset, sample
 from editing_core.data.table import write_requests
 from editing_core.errors import BadRequest
 from editing_core.evaluation.eligibility import eligibility
-from editing_core.models.delta import WeightDelta
+from editing_core.models import edits
 from editing_core.registry import editor_row
 from editing_core.statistics.covariance import Corpus
 from editing_core.types import EditRequest
@@ -129,7 +129,7 @@ def test_batch_of_records(bench):
     assert len(s["contexts"]) == 6
     assert {"python", "torch", "transformers"} <= set(s["versions"])
     assert [d["parameter"] for d in s["delta"]] == [f"transformer.h.{i}.mlp.c_proj.weight" for i in preset.layers]
-    assert set(WeightDelta.load(got.out / "delta.safetensors").updates) == {d["parameter"] for d in s["delta"]}
+    assert set(edits.load(got.out / "delta.safetensors").updates) == {d["parameter"] for d in s["delta"]}
     assert got.cases["case_id"].tolist() == ids(records)
     assert set(got.cases.columns) == PROBED | {"p_optimised", "p_spread", "steps", "norm", "clamped"}
     assert got.cases["steps"].tolist() == [3, 3]

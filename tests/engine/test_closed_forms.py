@@ -149,7 +149,7 @@ def test_passes_over_one_layer_of_a_model_do_too(double, requests_, store, corpu
         if total is None:
             total = way.write(double, requests_, present + start)
             continue
-        with total.applied(double.model):
+        with total.applied(double):
             piece = way.write(double, requests_, present + start)
         total = total + piece
     left = start.T - next(iter(total.updates.values())).dense() @ keys
@@ -285,7 +285,7 @@ def test_alphaedit_remembers_a_batch_once_it_is_settled(alphaedit, tiny_lm, requ
     editor = alphaedit("batch")
     outcome = Iterative(editor, StopSettings(iterations=2, stop="none")).edit(tiny_lm, requests_)
     assert editor.solve.written == {}
-    with outcome.delta.applied(tiny_lm.model):
+    with outcome.delta.applied(tiny_lm):
         editor.settle(tiny_lm, requests_)
         assert same(editor.solve.written, keys_now(tiny_lm, requests_, contexts))
     first = editor.solve.written[0]
@@ -299,13 +299,13 @@ def test_alphaedit_can_remember_after_every_iteration(alphaedit, tiny_lm, reques
     outcome = Iterative(editor, StopSettings(iterations=2, stop="none")).edit(tiny_lm, requests_)
     seen = []
     for done in outcome.rounds:
-        with done.delta.applied(tiny_lm.model):
+        with done.delta.applied(tiny_lm):
             seen.append(keys_now(tiny_lm, requests_, contexts))
     # Nested updates are rounded once each, their sum once.
     for layer in (0, 1):
         wanted = torch.cat([keys[layer] for keys in seen], dim=1)
         torch.testing.assert_close(editor.solve.written[layer], wanted, atol=1e-5, rtol=1e-4)
-    with outcome.delta.applied(tiny_lm.model):
+    with outcome.delta.applied(tiny_lm):
         editor.settle(tiny_lm, requests_)
     assert editor.solve.written[0].shape[1] == 4, "a batch is remembered twice"
 

@@ -16,6 +16,7 @@ from editing_core.editors.steps.spread import Ridge, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import Cancelled
+from editing_core.models import edits
 from editing_core.models.delta import WeightDelta
 from editing_core.models.norms import at_down
 from editing_core.registry import EDITORS
@@ -83,14 +84,14 @@ def test_writes_and_leaves_no_trace(make, tiny_lm, requests_, tmp_path):
 
     editor = make().editor
     plain, _ = log_perplexity(tiny_lm, requests_, editor.objective)
-    with outcome.delta.applied(tiny_lm.model):
+    with outcome.delta.applied(tiny_lm):
         assert not bit_equal(tiny_lm.model, before)
         edited, _ = log_perplexity(tiny_lm, requests_, editor.objective)
     assert not torch.equal(edited, plain)
     torch.testing.assert_close(edited, outcome.rounds[-1].log_p_spread)
 
     outcome.delta.save(tmp_path / "edit.safetensors")
-    assert equal(WeightDelta.load(tmp_path / "edit.safetensors"), outcome.delta)
+    assert equal(edits.load(tmp_path / "edit.safetensors"), outcome.delta)
 
 
 def test_the_new_object_becomes_likelier(row, tiny_lm, requests_, store, corpus):
@@ -121,7 +122,7 @@ def test_rome_meets_its_target_exactly(tiny_lm, requests_, store, corpus, contex
     value = average(states_at_subject(tiny_lm, rows, site), contexts)[0]
     wanted = targets.values[site][0].double() - value
     torch.testing.assert_close(update.dense() @ key, wanted, atol=1e-9, rtol=1e-9)
-    with outcome.delta.applied(tiny_lm.model):
+    with outcome.delta.applied(tiny_lm):
         reached = average(states_at_subject(tiny_lm, rows, site), contexts)[0]
     torch.testing.assert_close(reached, targets.values[site][0].double(), atol=1e-5, rtol=1e-4)
 
@@ -170,7 +171,7 @@ def test_all_layers_together_reach_the_target(share, weight, tiny_lm, requests_,
     present = states_at_subject(tiny_lm, bare, site)[:, 0]
     targets = present + 0.1 * torch.randn(present.shape, generator=torch.Generator().manual_seed(1)).double()
     delta = Spread(site, Objective(), (0, 1), Ridge(covariances, weight), share).write(tiny_lm, requests_, targets)
-    with delta.applied(tiny_lm.model):
+    with delta.applied(tiny_lm):
         reached = states_at_subject(tiny_lm, bare, site)[:, 0]
     torch.testing.assert_close(reached, targets, atol=1e-3, rtol=1e-3)
 
@@ -198,7 +199,7 @@ def test_second_round_starts_from_the_first(make, tiny_lm, requests_):
     outcome = make().edit(tiny_lm, requests_)
     editor = make().editor
     first = editor.edit(tiny_lm, requests_)
-    with first.delta.applied(tiny_lm.model):
+    with first.delta.applied(tiny_lm):
         second = editor.edit(tiny_lm, requests_)
     assert equal(outcome.rounds[0].delta, first.delta)
     assert equal(outcome.delta, first.delta + second.delta)

@@ -149,7 +149,7 @@ def test_a_merged_model_is_whole(gpt2, tmp_path):
     delta = random_edit(gpt2)
     path = written(gpt2, delta, "merged", tmp_path)
     assert dict(vars(gpt2.model.config)) == config
-    with delta.applied(gpt2.model):
+    with delta.applied(gpt2):
         saved, edited = load_file(path / "model.safetensors"), snapshot(gpt2.model)
     assert all(torch.equal(saved[name], edited[name]) for name in saved)
     tokenizer = AutoTokenizer.from_pretrained(path)
@@ -169,7 +169,7 @@ def test_a_merge_that_fails_leaves_nothing(gpt2, tmp_path, monkeypatch, error):
 
 def test_a_merge_needs_room_and_an_unedited_model(gpt2, tmp_path, monkeypatch):
     delta = random_edit(gpt2)
-    with delta.applied(gpt2.model), pytest.raises(BadRequest, match="carries another edit"):
+    with delta.applied(gpt2), pytest.raises(BadRequest, match="carries another edit"):
         write_merged(gpt2, delta, tmp_path / "out")
     monkeypatch.setattr(merged.shutil, "disk_usage", lambda _place: SimpleNamespace(free=1000))
     with pytest.raises(BadRequest, match=r"takes .* MB, .* has .* free; name a folder with room"):
@@ -213,8 +213,8 @@ def test_an_edit_file_keeps_numbers_and_origin(gpt2, tmp_path):
     found = read_edit(tmp_path / "new" / "edit.safetensors")
     assert Origin.of(found.provenance) == origin
     assert found.updates.keys() == delta.updates.keys()
-    parts = delta.parts()
-    assert all(torch.equal(tensor, parts[name]) for name, tensor in found.parts().items())
+    parts = delta.tensors()
+    assert all(torch.equal(tensor, parts[name]) for name, tensor in found.tensors().items())
     with pytest.raises(BadRequest, match=r"ends in \.safetensors"):
         write_edit(tmp_path / "edit.bin", delta)
     with pytest.raises(BadRequest, match="changes nothing"):

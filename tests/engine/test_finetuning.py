@@ -190,7 +190,7 @@ def test_an_adapter_and_its_factors_say_the_same(tiny_lm, where):
     assert bit_equal(tiny_lm.model, before)
     assert set(delta.updates) == {f"{name}.weight" for name in names}
     assert all(isinstance(u, LowRank) and u.rank() == 3 for u in delta.updates.values())
-    with delta.applied(tiny_lm.model):
+    with delta.applied(tiny_lm):
         merged = tiny_lm.hidden(batch)
     assert (on - plain).abs().max() > 0.1
     assert torch.allclose(on, merged, atol=1e-5 * float(on.detach().abs().max()))
@@ -207,7 +207,7 @@ def test_embeddings_take_an_adapter_unless_the_output_shares_them(tiny_lm):
             for p in weights.parameters:
                 p.normal_(0, 0.2)
         on, delta = tiny_lm.hidden(batch), weights.delta()
-    with delta.applied(tiny_lm.model):
+    with delta.applied(tiny_lm):
         assert torch.allclose(on, tiny_lm.hidden(batch), atol=1e-5)
     assert not torch.allclose(on, tiny_lm.hidden(batch), atol=1e-2)
 
@@ -235,8 +235,8 @@ def test_whole_weights_give_a_delta_of_what_changed(tiny_lm, requests_, where):
     assert all(name.startswith(inside) for name in delta.updates)
     assert all(bool(update.value.any()) for update in delta.updates.values())
     assert (len(delta.updates) < len(list(tiny_lm.model.parameters()))) == (where != "all")
-    again = WeightDelta.of_parts(delta.parts())
-    with again.applied(tiny_lm.model):
+    again = WeightDelta.of_parts(delta.tensors())
+    with again.applied(tiny_lm):
         changed = {name for name, value in tiny_lm.model.state_dict().items() if not torch.equal(value, before[name])}
     tied = {"lm_head.weight"} if tiny_lm.model.config.tie_word_embeddings else set()
     assert changed - tied == set(delta.updates)
@@ -250,7 +250,7 @@ def test_what_was_trained_is_what_is_applied(tiny_lm):
         items = items_of(tiny_lm, EXAMPLES, Labels(), compare=False)
         Trainer(tiny_lm, weights, Loss(), COURSE, 0).run(items, (), ignore)
         trained, delta = snapshot(tiny_lm.model), weights.delta()
-    with delta.applied(tiny_lm.model):
+    with delta.applied(tiny_lm):
         for name, value in tiny_lm.model.state_dict().items():
             # A difference is rounded once to float32, and so is the sum: each by 2^-24 of what it is.
             slack = 2**-23 * ((trained[name] - before[name]).abs() + trained[name].abs())

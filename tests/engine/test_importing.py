@@ -84,7 +84,7 @@ def test_our_edit_file_comes_back_to_the_bit(lm, tmp_path):
     delta = WeightDelta(whole_edit(lm).updates, {"model": lm.name, "created": "today"})
     write_edit(tmp_path / "e.safetensors", delta)
     found = import_edit(lm, str(tmp_path / "e.safetensors"))
-    assert all(torch.equal(tensor, delta.parts()[name]) for name, tensor in found.parts().items())
+    assert all(torch.equal(tensor, delta.tensors()[name]) for name, tensor in found.tensors().items())
     assert found.provenance["created"] == "today"
 
 

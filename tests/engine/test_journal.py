@@ -94,7 +94,7 @@ def same(one, other):
     )
     assert (one.delta is None) == (other.delta is None)
     if one.delta is not None:
-        mine, theirs = one.delta.parts(), other.delta.parts()
+        mine, theirs = one.delta.tensors(), other.delta.tensors()
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -123,7 +123,7 @@ def test_alphaedits_keys_of_every_iteration_are_remembered_again(lm, facts, stat
     with pytest.raises(Broken):
         run(lm, facts, statistics, plan_, "batch", breaking)
     found = run(lm, facts, statistics, plan_, "batch", FolderJournal(tmp_path / "lost"))
-    mine, theirs = found.delta.parts(), whole.delta.parts()
+    mine, theirs = found.delta.tensors(), whole.delta.tensors()
     for name in mine:  # keys under weights that were summed in another order
         torch.testing.assert_close(mine[name], theirs[name], rtol=1e-4, atol=1e-6)
 
@@ -157,7 +157,7 @@ def test_a_unit_comes_back_as_it_was(tmp_path):
     assert found.facts == facts
     pd.testing.assert_frame_equal(found.tables["probes"], table)
     assert torch.equal(found.tensors["log"], unit.tensors["log"])
-    assert all(torch.equal(found.delta.parts()[name], t) for name, t in delta.parts().items())
+    assert all(torch.equal(found.delta.tensors()[name], t) for name, t in delta.tensors().items())
 
 
 @pytest.mark.parametrize("protocol", ["single", "sequential"])

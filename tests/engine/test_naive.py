@@ -207,7 +207,7 @@ def test_facts_of_the_bundled_model(pocket, contexts, store):
         for name, update in outcome.delta.updates.items():
             assert relative(plain.deltas[0][name], update.dense()) <= close(pocket)
         check_table(pocket, plain.tables[0], evaluator.score(pocket, asked))
-        with outcome.delta.applied(pocket.model):
+        with outcome.delta.applied(pocket):
             check_table(pocket, plain.tables[1], evaluator.score(pocket, asked))
     assert (plain.perplexities[1] < plain.perplexities[0] - 1).all()
 

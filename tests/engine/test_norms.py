@@ -145,7 +145,7 @@ def shifted_targets(lm, requests, site, size):
 
 def still_missing(lm, requests, site, targets, delta):
     rows = SubjectRows.of(lm, places(requests), Contexts())
-    with delta.applied(lm.model):
+    with delta.applied(lm):
         return (targets - states_at_subject(lm, rows, site)[:, 0]).norm(dim=-1)
 
 
@@ -157,7 +157,7 @@ def test_repeated_passes_reach_what_a_layer_can_reach(lm, requests_, covariances
     total = WeightDelta()
     missing = [still_missing(lm, requests_, site, targets, total)]
     for _ in range(4):
-        with total.applied(lm.model):
+        with total.applied(lm):
             piece = way.write(lm, requests_, targets)
         total += piece
         missing.append(still_missing(lm, requests_, site, targets, total))
@@ -190,10 +190,10 @@ def test_editors_bring_the_object_up_and_others_hardly_move(kind, lm, requests_,
     plain, beside = (log_perplexity(lm, asked, objective)[0] for asked in (request, other))
     delta = WeightDelta()
     for _ in range(2):
-        with delta.applied(lm.model):
+        with delta.applied(lm):
             piece = editor.edit(lm, request).delta
         delta += piece
-    with delta.applied(lm.model):
+    with delta.applied(lm):
         edited, still = (log_perplexity(lm, asked, objective)[0] for asked in (request, other))
     assert bit_equal(lm.model, before)
     assert edited < plain - 0.4

@@ -35,12 +35,12 @@ def second(pocket, first):
 
 
 def p(pocket, delta, fact):
-    with delta.applied(pocket.model):
+    with delta.applied(pocket):
         return score_objects(pocket, [(fact.full_prompt, fact.target_new)])[0].logp
 
 
 def test_the_second_edit_is_measured_with_the_first_one_on(pocket, first, second):
-    with first.delta_at(2).applied(pocket.model):
+    with first.delta_at(2).applied(pocket):
         alone = score_objects(pocket, [(FACTS[1].full_prompt, FACTS[1].target_new)])[0].logp
     before = second.probes_at(0)
     assert float(before["logp_new"].iloc[0]) == pytest.approx(alone, abs=1e-5)
@@ -74,9 +74,9 @@ def test_switching_everything_off_restores_every_logit(pocket, first, second):
         before = pocket.model(ids).logits
         edits = {r.id: StackedEdit(r.id, r.delta_at(2), r.requests, r.model, r.revision) for r in (first, second)}
         stack = Stack().add(first.id).add(second.id)
-        with stack.delta(edits).applied(pocket.model):
+        with stack.delta(edits).applied(pocket):
             assert not torch.equal(pocket.model(ids).logits, before)
-        with stack.only(()).delta(edits).applied(pocket.model):
+        with stack.only(()).delta(edits).applied(pocket):
             assert torch.equal(pocket.model(ids).logits, before)
         assert torch.equal(pocket.model(ids).logits, before)
 

@@ -94,7 +94,7 @@ def test_memit_makes_the_new_object_likely(run):
 def test_an_unrelated_fact_keeps_its_answer(pocket, run, request_):
     others = [r for r in load_dataset("pocket-facts") if r.relation_id != request_.relation_id][:10]
     pairs = [(r.full_prompt, r.target_true) for r in others]
-    with run.delta_at(run.last).applied(pocket.model):
+    with run.delta_at(run.last).applied(pocket):
         after = score_objects(pocket, pairs)
     assert [s.hit for s in after] == [1.0] * len(pairs)
 

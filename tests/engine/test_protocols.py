@@ -396,10 +396,10 @@ def repeated(lm, facts, statistics, plan_, size):
     total, deltas = WeightDelta(), []
     for start in range(0, len(facts), size):
         chunk = facts[start : start + size]
-        with total.applied(lm.model):
+        with total.applied(lm):
             deltas.append(Iterative(editor, plan_.stop).edit(lm, chunk).delta)
         total = total + deltas[-1]
-        with total.applied(lm.model):
+        with total.applied(lm):
             editor.settle(lm, chunk)
     return deltas
 
@@ -414,7 +414,7 @@ def test_sequential_is_the_sum_of_its_chunks(bench, lm, facts, statistics, edito
         total = total + delta
     assert len(deltas) == len(result.stops) == -(-len(facts) // size)
     assert equal(result.delta, total)
-    with total.applied(lm.model):
+    with total.applied(lm):
         after, broken = EVALUATOR.score(lm, facts), EVALUATOR.collapse(lm)
     same(without_k(result.probes[result.probes["k"] == 1]), after)
     assert result.iterations["collapse_ppl"][1] == pytest.approx(broken)
@@ -447,7 +447,7 @@ def test_editors_are_settled_with_each_chunk_on(bench, lm, called):
     assert torch.equal(first, weight)
     assert not torch.equal(settled, weight)
     assert torch.equal(settled, second)
-    with result.delta.applied(lm.model):
+    with result.delta.applied(lm):
         assert torch.equal(last, weight)
     assert not torch.equal(last, second)
 
@@ -457,7 +457,7 @@ def test_alphaedit_remembers_the_chunks_before(bench, lm, facts, statistics):
     own = plan("alphaedit", iterations=1)
     editor = build_editor(lm, facts, own, statistics)
     first = editor.edit(lm, facts[:1]).delta
-    with first.applied(lm.model):
+    with first.applied(lm):
         forgetful = editor.edit(lm, facts[1:2]).delta
         editor.settle(lm, facts[:1])
         mindful = editor.edit(lm, facts[1:2]).delta
@@ -504,7 +504,7 @@ def test_checkpoints(bench, lm, facts, statistics):
             if rows.empty:
                 continue
             then = before[before["case_id"].isin([r.case_id for r in some])].reset_index(drop=True)
-            with total.applied(lm.model):
+            with total.applied(lm):
                 wanted = summarize(EVALUATOR.score(lm, some), then, 1)
                 broken = EVALUATOR.collapse(lm)
             for name, value in wanted.items():
@@ -530,7 +530,7 @@ def test_guards_inside_a_sequence(bench, lm, facts, statistics):
     total, levels = WeightDelta(), [texts(lm)]
     for delta in repeated(lm, facts, statistics, own, 1):
         total = total + delta
-        with total.applied(lm.model):
+        with total.applied(lm):
             levels.append(texts(lm))
     growth = [now / then for then, now in pairwise(levels)]
     guarded = replace(own, stop=replace(own.stop, collapse_factor=(max(growth) + sorted(growth)[-2]) / 2))

@@ -73,7 +73,7 @@ def test_packed_layers_carry_an_edit_and_lose_it_again(folder, quantised):
     module = lm.model.get_submodule(lm.architecture.down(1))
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     plain = module(x)
-    with delta.applied(lm.model):
+    with delta.applied(lm):
         torch.testing.assert_close(module(x), plain + x.mean(1, keepdim=True), atol=1e-5, rtol=1e-5)
         assert (logits(lm) - before).abs().max() > 1e-3
     assert torch.equal(logits(lm), before)
@@ -190,7 +190,7 @@ def test_a_checkpoint_that_is_packed_already(folder, tmp_path):
     assert again.quantised == "nf4"
     torch.testing.assert_close(logits(again), logits(lm), atol=1e-5, rtol=1e-5)
     name = f"{again.architecture.down(0)}.weight"
-    with WeightDelta({name: LowRank(torch.ones(32, 1), torch.ones(1, 64))}).applied(again.model):
+    with WeightDelta({name: LowRank(torch.ones(32, 1), torch.ones(1, 64))}).applied(again):
         assert (logits(again) - logits(lm)).abs().max() > 1e-3
     with pytest.raises(ModelUnavailable, match=r"is packed already \(nf4\)"):
         LanguageModel.load("packed", device="cpu", folder=tmp_path, quantised="int8")

@@ -186,7 +186,7 @@ def test_an_edit_changes_its_fact_and_leaves_the_others(sibling, asked, editor):
     assert neighbors >= 5
     assert [s.hit for s in score_objects(sibling, objects)] == [1.0, 0.0] * 3 + [1.0] * neighbors
     run = edited(sibling, editor, asked[:1])
-    with run.delta_at(run.last).applied(sibling.model):
+    with run.delta_at(run.last).applied(sibling):
         after = [s.hit for s in score_objects(sibling, objects)]
     assert after[:6] == [0.0, 1.0] + [1.0, 0.0] * 2
     assert sum(after[6:]) >= neighbors - 1

@@ -47,7 +47,7 @@ def check(lm, rows, layers, room=2**30):
             torch.testing.assert_close(staged.keys(layer), wanted, **close(lm))
             if number:
                 assert (wanted - before[layer]).abs().max() > 1e-3, "the change below does not show"
-            stack.enter_context(changed(lm, layer).applied(lm.model))
+            stack.enter_context(changed(lm, layer).applied(lm))
     assert not [name for name, module in lm.model.named_modules() if "forward" in vars(module)]
     return staged
 
@@ -84,5 +84,5 @@ def test_outputs_above_the_keys(lm, room):
             for layer in (0, 1):
                 staged.keys(layer)
                 torch.testing.assert_close(staged.outputs(site), states_at_subject(lm, rows, site), **close(lm))
-                stack.enter_context(changed(lm, layer).applied(lm.model))
+                stack.enter_context(changed(lm, layer).applied(lm))
                 torch.testing.assert_close(staged.outputs(site), states_at_subject(lm, rows, site), **close(lm))

@@ -87,7 +87,7 @@ def same(one, other, *apart):
 
 
 def equal_edits(one, other):
-    mine, theirs = one.parts(), other.parts()
+    mine, theirs = one.tensors(), other.tensors()
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -158,12 +158,12 @@ def test_case_ids_and_texts_of_every_kind_come_back(pocket, tmp_path):
 def test_only_the_chosen_edit_is_there_and_read_when_it_is_needed(copied):
     stored = read_result(copied)
     assert stored.last == 2
-    assert stored.delta_at(0).parts() == {}
+    assert stored.delta_at(0).tensors() == {}
     with pytest.raises(BadRequest, match="of iteration 1 were not kept, only those of 0 and 2 are here"):
         stored.delta_at(1)
     (copied.path / "delta.safetensors").unlink()
     with pytest.raises(BadRequest, match="not a readable safetensors file"):
-        stored.delta_at(2).parts()
+        stored.delta_at(2).tensors()
     with pytest.raises(BadRequest, match="of iteration 2 were not kept, only those of 0 are here"):
         read_result(copied).delta_at(2)
 

@@ -8,7 +8,8 @@ import torch
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.evaluation.scoring import generate
 from editing_core.explore.talk import AT_ONCE, Talk, TalkSettings
-from editing_core.models.delta import LowRank, WeightDelta, edits_on
+from editing_core.models.delta import LowRank, WeightDelta
+from editing_core.models.edit import edits_on
 from tests.conftest import bit_equal, snapshot
 
 PROMPT = "Mary Walker was born in"
@@ -32,7 +33,7 @@ def test_greedy_texts_are_what_the_library_writes(tiny_lm):
     edit = edit_of(tiny_lm)
     found = whole(Talk(tiny_lm, PROMPT, [WeightDelta(), edit], GREEDY))
     own = generate(tiny_lm, PROMPT, 20)
-    with edit.applied(tiny_lm.model):
+    with edit.applied(tiny_lm):
         edited = generate(tiny_lm, PROMPT, 20)
     assert found == [own, edited]
     assert own != edited

@@ -18,7 +18,7 @@ from editing_core.explore.trace import (
     embedding_deviation,
     trace,
 )
-from editing_core.models.delta import edits_on
+from editing_core.models.edit import edits_on
 from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, snapshot
 
 PLACE = ("Everybody knows that {} was born in", "Mary Walker")

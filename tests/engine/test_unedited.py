@@ -102,14 +102,14 @@ def test_a_model_that_carries_an_edit_is_measured(lm, evaluator):
     first, _ = both(evaluator, lm)
     name = f"{lm.architecture.down(1)}.weight"
     edit = WeightDelta({name: Dense(torch.ones(lm.model.get_parameter(name).shape).T)})
-    with edit.applied(lm.model):
+    with edit.applied(lm):
         assert lm.edited
-        with edit.applied(lm.model):
+        with edit.applied(lm):
             pass
         assert lm.edited
         changed, _ = both(evaluator, lm)
     assert not lm.edited
-    with WeightDelta().applied(lm.model):
+    with WeightDelta().applied(lm):
         assert not lm.edited
     assert Counting.measured == 4
     assert not changed["logp_new"].equals(first["logp_new"])

@@ -44,7 +44,7 @@ def edit(lm, statistics, facts):
 
 
 def by_hand(lm, run, requests, k):
-    with run.delta_at(k).applied(lm.model):
+    with run.delta_at(k).applied(lm):
         return generation_metrics(lm, requests, REFERENCES, run.plan.seed)
 
 

@@ -18,7 +18,8 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.evaluation.scoring import generate
 from editing_core.explore.talk import TalkSettings
 from editing_core.explore.trace import KINDS, TraceSettings, trace
-from editing_core.models.delta import WeightDelta, edits_on
+from editing_core.models.delta import WeightDelta
+from editing_core.models.edit import edits_on
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import run_edit
@@ -247,7 +248,7 @@ def test_it_talks_without_and_with_the_stack(tab, held, shown, run, pocket):
     assert len(texts[0]) < len(texts[-1])
     assert "with 1 edit of the stack" in texts[-1]
     plain = generate(pocket, FACT.full_prompt, 20)
-    with run.delta_at(run.chosen).applied(pocket.model):
+    with run.delta_at(run.chosen).applied(pocket):
         edited = generate(pocket, FACT.full_prompt, 20)
     for word in plain.split() + edited.split():
         assert word in texts[-1]

@@ -109,7 +109,7 @@ def test_the_store_keeps_no_more_than_it_may(run):
 
 def test_the_store_keeps_no_more_bytes_than_it_may(run):
     size = StoredRun(run).size
-    assert size == sum(t.nbytes for delta in run.deltas for t in delta.parts().values()) > 0
+    assert size == sum(t.nbytes for delta in run.deltas for t in delta.tensors().values()) > 0
     store = RunStore(room=2 * size)
     for name in ("a", "b", "c"):
         store.add(StoredRun(replace(run, id=name)))

@@ -152,7 +152,7 @@ def test_the_shelf_is_bounded_and_what_left_counts_as_off(runs):
         return StackedEdit(
             name,
             WeightDelta(
-                {"w": LowRank(*[runs[0].delta_at(1).parts()[k] for k in list(runs[0].delta_at(1).parts())[:2]])}
+                {"w": LowRank(*[runs[0].delta_at(1).tensors()[k] for k in list(runs[0].delta_at(1).tensors())[:2]])}
             ),
             (),
             "m",

@@ -93,7 +93,7 @@ def test_an_edit_leaves_as_a_checked_file_and_comes_back_into_the_stack(assemble
     assert len(ids) == 2
     back = tab.shelf.having(ids)[ids[1]]
     assert back.requests[0].subject == "Edward Matthew Ward"
-    assert back.delta.parts().keys() == run.delta_at(1).parts().keys()
+    assert back.delta.tensors().keys() == run.delta_at(1).tensors().keys()
 
 
 def test_a_session_leaves_and_comes_back(assembled, shown):

@@ -131,8 +131,8 @@ def test_a_worker_gives_the_numbers_of_this_process(gpu, fake, ours):
         one, other = (getattr(run, name).drop(columns="seconds", errors="ignore") for run in (ours, theirs))
         pd.testing.assert_frame_equal(one, other, check_exact=True)
     (mine,), (its,) = (run.deltas for run in (ours, theirs))
-    assert mine.parts().keys() == its.parts().keys()
-    assert all(torch.equal(tensor, its.parts()[name]) for name, tensor in mine.parts().items())
+    assert mine.tensors().keys() == its.tensors().keys()
+    assert all(torch.equal(tensor, its.tensors()[name]) for name, tensor in mine.tensors().items())
     assert set(stored.looks) == {(0, 0), (0, 1)}
     # They came while the worker worked, not with the result.
     assert steps[0] == zerogpu.WAITING.stage
@@ -143,12 +143,12 @@ def test_a_worker_gives_the_numbers_of_this_process(gpu, fake, ours):
 
 
 def test_no_tensor_becomes_shared_memory_on_the_way(gpu, ours):
-    own = ours.delta_at(1).parts()
+    own = ours.delta_at(1).tensors()
     places = {name: tensor.data_ptr() for name, tensor in own.items()}
     there = gpu.do(Task(give_back, MODEL, (Base(ours.delta_at(1), (ours.id,)),), Load()), ignore)
     assert there.ids == (ours.id,)
     assert {name: tensor.data_ptr() for name, tensor in own.items()} == places
-    for name, tensor in there.delta.parts().items():
+    for name, tensor in there.delta.tensors().items():
         assert torch.equal(tensor, own[name])
         assert not tensor.is_shared()
         assert not own[name].is_shared()

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from editing_core.bench.stored import import_run
 from editing_core.errors import BadRequest
+from editing_core.models import edits
 from editing_core.models.delta import Dense, LowRank, WeightDelta
 from editing_core.runs import bundle
 from editing_core.runs.bundle import FILES, FORMAT, MANIFEST, pack, unpack
@@ -150,7 +151,7 @@ def test_a_run_comes_back_equal(run, packed, root):
     expected |= {"imported": True, "created_there": RECORD["created"]}
     assert sorted(map(repr, told.items())) == sorted(map(repr, expected.items()))  # NaN is not equal to itself
     pd.testing.assert_frame_equal(pd.read_parquet(folder / "probes.parquet"), pd.read_parquet(run / "probes.parquet"))
-    loaded = WeightDelta.load(folder / "delta.safetensors")
+    loaded = edits.load(folder / "delta.safetensors")
     assert torch.equal(loaded.updates["b.weight"].dense(), torch.eye(2))
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from editing_core.errors import BadRequest, NotFinite
+from editing_core.models import edits
 from editing_core.models.delta import Dense, LowRank, WeightDelta
 from tests.conftest import bit_equal, snapshot
 
@@ -45,7 +46,7 @@ def test_linear_and_conv1d_become_the_same_function(net):
     x = torch.randn(3, 5)
     update = low_rank()
     expected = net.linear(x) + x @ update.dense().float().T
-    with both(update).applied(net):
+    with both(update).on(net):
         torch.testing.assert_close(net.linear(x), expected)
         torch.testing.assert_close(net.conv(x), expected)
         assert torch.equal(net.linear.weight, net.conv.weight.T)
@@ -55,13 +56,13 @@ def test_conv1d_of_square_shape_is_oriented_by_type():
     torch.manual_seed(0)
     square, update = Net(4, 4), low_rank(1, 4, 4)
     x = torch.randn(2, 4)
-    with both(update).applied(square):
+    with both(update).on(square):
         torch.testing.assert_close(square.conv(x), square.linear(x))
 
 
 def test_model_is_bit_equal_afterwards(net):
     before = snapshot(net)
-    with both(low_rank()).applied(net):
+    with both(low_rank()).on(net):
         assert not bit_equal(net, before)
     assert bit_equal(net, before)
 
@@ -69,16 +70,16 @@ def test_model_is_bit_equal_afterwards(net):
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_model_is_bit_equal_after_an_exception(net, error):
     before = snapshot(net)
-    with pytest.raises(error), both(low_rank()).applied(net):
+    with pytest.raises(error), both(low_rank()).on(net):
         raise error
     assert bit_equal(net, before)
 
 
 def test_nested_edits_come_off_in_order(net):
     before = snapshot(net)
-    with both(low_rank(seed=1)).applied(net):
+    with both(low_rank(seed=1)).on(net):
         middle = snapshot(net)
-        with pytest.raises(ValueError, match="inner"), both(low_rank(seed=2)).applied(net):
+        with pytest.raises(ValueError, match="inner"), both(low_rank(seed=2)).on(net):
             raise ValueError("inner")
         assert bit_equal(net, middle)
     assert bit_equal(net, before)
@@ -94,7 +95,7 @@ def test_subtracting_again_would_not_be_exact(net):
 def test_an_unknown_parameter_leaves_the_others_alone(net):
     before = snapshot(net)
     delta = WeightDelta({"linear.weight": low_rank(), "nowhere.weight": low_rank()})
-    with pytest.raises(BadRequest, match="does not have"), delta.applied(net):
+    with pytest.raises(BadRequest, match="does not have"), delta.on(net):
         pass
     assert bit_equal(net, before)
 
@@ -102,7 +103,7 @@ def test_an_unknown_parameter_leaves_the_others_alone(net):
 def test_two_names_of_one_weight_come_off_in_the_order_they_went_on(net):
     net.twin = net.linear
     before = snapshot(net)
-    with WeightDelta({"linear.weight": low_rank(), "twin.weight": low_rank(seed=1)}).applied(net):
+    with WeightDelta({"linear.weight": low_rank(), "twin.weight": low_rank(seed=1)}).on(net):
         assert not bit_equal(net, before)
     assert bit_equal(net, before)
 
@@ -133,7 +134,7 @@ def test_adding_leaves_the_summands_alone():
 
 def test_empty_delta_is_neutral(net):
     before = snapshot(net)
-    with WeightDelta().applied(net):
+    with WeightDelta().on(net):
         assert bit_equal(net, before)
     total = WeightDelta() + both(low_rank())
     assert torch.equal(total.updates["conv.weight"].dense(), low_rank().dense())
@@ -178,12 +179,12 @@ def test_proofs(net):
 def test_save_and_load(tmp_path, net):
     delta = WeightDelta({"linear.weight": low_rank(), "conv.weight": Dense(low_rank().dense())}, {"editor": "memit"})
     delta.save(tmp_path / "edit.safetensors")
-    loaded = WeightDelta.load(tmp_path / "edit.safetensors")
+    loaded = edits.load(tmp_path / "edit.safetensors")
     assert loaded.provenance == {"editor": "memit"}
     assert {n: type(u) for n, u in loaded.updates.items()} == {n: type(u) for n, u in delta.updates.items()}
-    with delta.applied(net):
+    with delta.on(net):
         edited = snapshot(net)
-    with loaded.applied(net):
+    with loaded.on(net):
         assert bit_equal(net, edited)
 
 
@@ -199,7 +200,7 @@ def test_refuses_numbers_that_are_not_finite(net, bad):
     update.right[0, 0] = bad
     delta = both(update)
     assert not delta.finite
-    with pytest.raises(NotFinite, match="infinite or undefined numbers"), delta.applied(net):
+    with pytest.raises(NotFinite, match="infinite or undefined numbers"), delta.on(net):
         pass
     assert bit_equal(net, before)
 
@@ -209,7 +210,7 @@ def test_refuses_a_wrong_shape(net):
     delta = WeightDelta({"linear.weight": low_rank(), "conv.weight": low_rank(width_in=6)})
     with (
         pytest.raises(BadRequest, match=r"conv.weight has shape \(7, 6\), the model needs \(7, 5\)"),
-        delta.applied(net),
+        delta.on(net),
     ):
         pass
     assert bit_equal(net, before)
@@ -219,25 +220,25 @@ def test_refuses_files_that_are_no_edits(tmp_path):
     foreign = tmp_path / "foreign.safetensors"
     save_file({"x": torch.zeros(2)}, foreign)
     with pytest.raises(BadRequest, match=r"foreign\.safetensors holds no EditScope edit"):
-        WeightDelta.load(foreign)
+        edits.load(foreign)
     (tmp_path / "text.safetensors").write_text("not a tensor in sight")
     with pytest.raises(BadRequest, match=r"text\.safetensors is not a readable safetensors file"):
-        WeightDelta.load(tmp_path / "text.safetensors")
+        edits.load(tmp_path / "text.safetensors")
     with pytest.raises(BadRequest, match=r"missing\.safetensors is not a readable"):
-        WeightDelta.load(tmp_path / "missing.safetensors")
+        edits.load(tmp_path / "missing.safetensors")
 
 
 def test_refuses_an_edit_file_with_parts_missing(tmp_path):
     path = tmp_path / "half.safetensors"
     save_file({"linear.weight|left": torch.zeros(7, 1)}, path, metadata={"format": "editscope-delta-1"})
     with pytest.raises(BadRequest, match=r"half\.safetensors is damaged"):
-        WeightDelta.load(path)
+        edits.load(path)
 
 
 def test_a_foreign_edit_of_another_shape_is_refused_before_its_product_is_made():
     model = nn.Sequential(nn.Linear(4, 3))
     huge = WeightDelta({"0.weight": LowRank(torch.ones(10**6, 1), torch.ones(1, 10**6))})
-    with pytest.raises(BadRequest, match="has shape"), huge.applied(model):
+    with pytest.raises(BadRequest, match="has shape"), huge.on(model):
         pass
 
 
@@ -253,15 +254,15 @@ def test_a_foreign_edit_of_another_shape_is_refused_before_its_product_is_made()
 def test_files_that_hold_no_matrices_or_no_provenance_are_refused(tmp_path, tensors, metadata):
     save_file(tensors, tmp_path / "delta", metadata={"format": "editscope-delta-1", **metadata})
     with pytest.raises(BadRequest, match="damaged"):
-        WeightDelta.load(tmp_path / "delta")
+        edits.load(tmp_path / "delta")
 
 
 def test_vectors_are_edited_whole_and_saved(net, tmp_path):
     before, shift = snapshot(net), torch.arange(7.0)
     delta = WeightDelta({"conv.bias": Dense(shift), "linear.bias": Dense(torch.zeros(7))})
     delta.save(tmp_path / "edit.safetensors")
-    loaded = WeightDelta.load(tmp_path / "edit.safetensors")
-    with loaded.applied(net):
+    loaded = edits.load(tmp_path / "edit.safetensors")
+    with loaded.on(net):
         assert torch.equal(net.conv.bias, before["conv.bias"] + shift)
         assert torch.equal(net.linear.bias, before["linear.bias"])
     assert bit_equal(net, before)
@@ -269,7 +270,7 @@ def test_vectors_are_edited_whole_and_saved(net, tmp_path):
     assert (proofs["conv.bias"].rank, proofs["conv.bias"].changed) == (1, 6)
     assert (proofs["linear.bias"].rank, proofs["linear.bias"].changed) == (0, 0)
     assert loaded.size == 2 * 7 * 4
-    with pytest.raises(BadRequest, match="has shape"), WeightDelta({"conv.bias": Dense(torch.zeros(6))}).applied(net):
+    with pytest.raises(BadRequest, match="has shape"), WeightDelta({"conv.bias": Dense(torch.zeros(6))}).on(net):
         pass
 
 
@@ -289,4 +290,4 @@ def test_the_rank_of_a_very_wide_dense_update_is_left_open():
 def test_factors_are_matrices(part):
     parts = {"a|left": torch.zeros(2, 1), "a|right": torch.zeros(1, 3), f"a|{part}": torch.zeros(3)}
     with pytest.raises(ValueError, match="no matrix"):
-        WeightDelta.of_parts(parts)
+        WeightDelta.of(parts, {})

@@ -49,8 +49,8 @@ def test_it_comes_back_with_new_ids(session, tmp_path):
             now.revision,
             now.origin,
         )
-        for key, tensor in was.delta.parts().items():
-            assert torch.equal(tensor, now.delta.parts()[key])
+        for key, tensor in was.delta.tensors().items():
+            assert torch.equal(tensor, now.delta.tensors()[key])
     assert again[found.ids[1]].made_on[0] == found.ids[0]
 
 

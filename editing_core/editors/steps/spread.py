@@ -115,8 +115,8 @@ class Spread:
                 left = at_down(lm, layer, change, bare_keys).T  # (d, n)
                 right = self.solve(layer, keys, kept).T  # (n, d_in)
                 piece = WeightDelta({f"{lm.architecture.down(layer)}.weight": LowRank(left, right)})
-                stack.enter_context(piece.applied(lm.model))
-                total += piece
+                stack.enter_context(piece.on(lm.model))
+                total = total.joined(piece)
         return total
 
     def _protected(self, requests: Sequence[EditRequest]) -> list[tuple[str, str]]:
