@@ -18,10 +18,11 @@ from editing_core.bench.protocols import PROTOCOLS
 from editing_core.conventions import CONVENTIONS
 from editing_core.data.datasets import FORMATS
 from editing_core.data.zsre import DIRECTIONS
+from editing_core.editors.row import EditorRow
 from editing_core.editors.stopping import MAX_ROUNDS
 from editing_core.errors import BadRequest, BadSetting
 from editing_core.models.catalog import unknown
-from editing_core.registry import EDITORS, EditorRow
+from editing_core.registry import EDITORS
 from editing_core.settings import shown
 
 OWN = "own"  # the choice of a file instead of a data set

@@ -7,7 +7,8 @@ from typing import Any
 
 import gradio as gr
 
-from editing_core.registry import EDITORS, EditorRow
+from editing_core.editors.row import EditorRow
+from editing_core.registry import EDITORS
 from editing_core.settings import Settings
 
 OWN = "own choice"

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
+from editing_core.editors.row import EditorRow
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models import memory
 from editing_core.models.memory import Sizes
 from editing_core.models.tokens import runs
-from editing_core.registry import EditorRow
 from editing_core.settings import Settings
 
 TEXT_LETTERS = 4.2  # of an English token

@@ -15,6 +15,12 @@ from editing_core.statistics.covariance import Corpus, CovarianceStore
 from editing_core.types import EditRequest, Probe, Watch, ignore
 
 
+def check_asked(plan: EditPlan, facts: int, chunks: int = 1) -> None:
+    """BadSetting where the plan's editor cannot edit so many facts at once, or so many chunks one after the other."""
+    assisted = plan.assist.uses_neighbors or plan.assist.statistics != "tokens"
+    editor_row(plan.editor).check(facts, chunks, assisted)
+
+
 def build_editor(
     lm: LanguageModel,
     requests: Sequence[EditRequest],

@@ -20,7 +20,7 @@ from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
-from editing_core.making import build_editor, statistics_remark
+from editing_core.making import build_editor, check_asked, statistics_remark
 from editing_core.models.delta import WeightDelta
 from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
@@ -54,6 +54,7 @@ def run_edit(  # noqa: PLR0913 - each is something to bring along, and most call
     meanwhile; the run's own edit comes on top of them and does not contain them.
     Cancelled, raised by `watch`, passes through with the model restored.
     """
+    check_asked(plan, len(requests))
     lm = lm.framed(plan.conventions.chat)
     with lm.lock:
         started = time.perf_counter()

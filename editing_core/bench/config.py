@@ -15,6 +15,7 @@ from editing_core.editors.assist import Assist
 from editing_core.editors.recipes import Recipe
 from editing_core.editors.stopping import MAX_ROUNDS, StopSettings
 from editing_core.errors import BadSetting, EditingError
+from editing_core.making import check_asked
 from editing_core.models.catalog import DEFAULT, unknown
 from editing_core.models.loading import DTYPES
 from editing_core.models.weights import QUANTISATIONS
@@ -107,6 +108,10 @@ class RunConfig:
         settings = row.preset(self.model, self.preset, self.recipe).settings.changed(_tuples(self.settings))
         conventions = CONVENTIONS[self.preset].changed(self.conventions)
         return EditPlan(row.name, settings, stop, self.seed, Assist().changed(self.assist), conventions)
+
+    def check_possible(self) -> None:
+        """BadSetting with the reason where the editor cannot be used under this protocol, or not so assisted."""
+        check_asked(self.plan, *self.sharing.shares(self.limit or 2))  # without a limit there are several
 
     @property
     def sharing(self) -> Protocol:

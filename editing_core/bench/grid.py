@@ -90,7 +90,9 @@ def _cell(more: Mapping[str, Any], model: str, editor: str, dataset: str, neighb
         own["recipe"] = recipe
     if neighbors != "off":
         own["assist"] = {**_table(more, "assist"), "neighbors": neighbors}
-    return RunConfig.of({"seed": trial, **more, **own}, f"{model}, {editor}, {dataset}")
+    found = RunConfig.of({"seed": trial, **more, **own}, f"{model}, {editor}, {dataset}")
+    found.check_possible()
+    return found
 
 
 def _editor_and_recipe(name: str) -> tuple[str, str]:

@@ -22,6 +22,7 @@ from editing_core.editors.iterative import Iterative, Round
 from editing_core.evaluation.cases import case_rows, underedit_counts
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.metrics import in_order, summarize
+from editing_core.making import check_asked
 from editing_core.models.delta import WeightDelta
 from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
@@ -53,6 +54,11 @@ class Protocol(Settings):
     def label(self) -> str:
         """The protocol in short, for tables."""
         return f"sequential, chunks of {self.chunk}" if self.name == "sequential" else self.name
+
+    def shares(self, records: int) -> tuple[int, int]:
+        """How many of so many records are edited at once, and in how many chunks on top of each other."""
+        chunk = min(self.chunk, records)
+        return {"batch": (records, 1), "single": (1, 1), "sequential": (chunk, -(-records // chunk))}[self.name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +139,7 @@ def run_benchmark(
     """Edit records under a protocol and measure them all. The model is bit-equal before and after."""
     protocol, tools = protocol or Protocol(), tools or Tools()
     run = {"batch": _batch, "single": _single, "sequential": _sequential}[protocol.name]
+    check_asked(plan, *protocol.shares(len(requests)))
     lm = lm.framed(plan.conventions.chat)
     with lm.lock:
         started = time.perf_counter()

@@ -6,6 +6,7 @@ Callers never ask which editor they hold. `Editor.edit` is called with the model
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,10 +71,11 @@ class Editor(ABC):
     """One way to write facts into a model.
 
     objective: what targets are optimised for; its prefixes are drawn once from the unedited model and are also
-    those of the edit-target perplexity.
+    those of the edit-target perplexity. once: why it is not repeated on its own result, empty where it is.
     """
 
     objective: Objective
+    once: ClassVar[str] = ""
 
     @abstractmethod
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:

@@ -135,6 +135,8 @@ class Iterative:
             rows.append({**measure(done), **done.row()})
             if decision := self.settings.decide(rows):
                 return IterativeOutcome(tuple(rounds), decision)
+            if self.editor.once:
+                return IterativeOutcome(tuple(rounds), Decision(k, "iterations", f"One iteration: {self.editor.once}"))
         return IterativeOutcome(tuple(rounds), self.settings.conclude(rows))
 
     def _once(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch) -> EditOutcome:
