@@ -13,7 +13,7 @@ from editing_core.data.datasets import FORMATS
 from editing_core.evaluation.metrics import CARDS, GENERATED, card
 from editing_core.evaluation.reference import FINETUNING, UNDEREDIT, beside
 from editing_core.evaluation.verdict import Verdict
-from editing_core.models.edit import Proof
+from editing_core.models.edit import Findings, Proof
 from editing_core.registry import editor_row
 from editing_core.runs.record import RunResult
 from editing_core.runs.tables import method
@@ -49,12 +49,13 @@ def proof_html(run: RunResult, k: int) -> str:
     proofs = run.proofs[k - 1] if 0 < k <= len(run.proofs) else ()
     changed, total = sum(p.changed for p in proofs), sum(p.total for p in proofs)
     largest = max((p.relative_norm for p in proofs), default=0.0)
-    head = (
+    told = (
         f"{changed:,} of {total:,} entries in {len(proofs)} matrices changed, largest relative norm {number(largest)}"
-        f" · edit {run.edit_seconds:.1f} s, with measuring {run.seconds:.1f} s · {escape(run.stopped)}"
         if proofs
-        else f"k = 0: no weight is changed. {escape(run.stopped)}"
+        else "no weight is changed"
     )
+    times = f" · edit {run.edit_seconds:.1f} s, with measuring {run.seconds:.1f} s · {escape(run.stopped)}"
+    head = f"{told}{times}" if k else f"k = 0: {told}. {escape(run.stopped)}"
     notes = "".join(f"<br>{escape(note)}" for note in dict.fromkeys(run.notes))
     rows = "".join(_proof_row(p) for p in proofs)
     columns = "".join(f"<th>{c}</th>" for c in ("parameter", "|ΔW| / |W|", "rank", "changed entries"))
@@ -82,6 +83,21 @@ def generations_html(before: Look | None, after: Look | None, k: int) -> str:
         f"<div><h2>Generation before</h2><p><i>{prompt}</i>{left}</p></div>"
         f"<div><h2>Generation after k = {k}</h2><p><i>{prompt}</i>{right}</p></div></div>"
     )
+
+
+def findings_html(findings: Findings | None) -> str:
+    """What an edit that is no change of weights did at the fact's prompts; nothing of one that is."""
+    if findings is None:
+        return ""
+    head = "".join(f"<th>{escape(column)}</th>" for column in findings.columns)
+    rows = "".join(f"<tr>{''.join(f'<td>{_found(value)}</td>' for value in row)}</tr>" for row in findings.rows)
+    table = f"<table class='es-table'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    told = f"<div class='es-heading'>{escape(findings.title)}</div><div class='es-said'>{escape(findings.said)}</div>"
+    return told + (scrolling(table, findings.title) if findings.rows else "")
+
+
+def _found(value: str | float | int) -> str:
+    return escape(value) if isinstance(value, str) else number(value)
 
 
 def diff_html(before: str, after: str) -> tuple[str, str]:

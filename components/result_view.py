@@ -34,6 +34,7 @@ class ResultView:
     drift_by: gr.Radio
     metrics: gr.Plot
     loss: gr.Plot
+    findings: gr.HTML
     generations: gr.HTML
     table: gr.HTML
     state: gr.Dropdown
@@ -82,13 +83,14 @@ def build() -> ResultView:
         )
         log = gr.Checkbox(False, label="Log scale", elem_id="log", container=False, scale=1, min_width=90)
     plots = _build_plots()
+    findings = gr.HTML("", elem_id="findings")
     generations = gr.HTML(html.generations_html(None, None, 0), elem_id="generations")
     table = gr.HTML("", elem_id="table")
     cases = _build_cases()
     with gr.Row():
         whole = gr.DownloadButton("Run as JSON", interactive=False, size="sm", elem_id="json")
         iterations = gr.DownloadButton("Iteration table as CSV", interactive=False, size="sm", elem_id="csv")
-    worded = {"verdict": verdict, "proof": proof, "generations": generations, "table": table}
+    worded = {"verdict": verdict, "proof": proof, "findings": findings, "generations": generations, "table": table}
     parts: dict[str, Any] = {**worded, "k": k, "case": case, "log": log, "whole": whole, "iterations": iterations}
     return ResultView(**parts, **plots, **cases)
 
@@ -139,6 +141,7 @@ def show_empty(view: ResultView) -> dict[Any, Any]:
         view.k: gr.Slider(value=0, maximum=1, interactive=False),
         view.case: gr.Dropdown(choices=[("1.", 0)], value=0, interactive=False, visible=False),
         **{getattr(view, name): figure for name, figure in figures.items()},
+        view.findings: "",
         view.generations: html.generations_html(None, None, 0),
         view.table: "",
         view.cases: "",
@@ -232,6 +235,7 @@ def show_looks(view: ResultView, stored: StoredRun, place: int, k: int, by: str 
     request = stored.run.requests[place]
     if looks := looks_of(stored, request.case_id, k):
         shown[view.next_token] = charts.next_token(*looks, request.target_new, request.target_true or "")
+        shown[view.findings] = html.findings_html(looks[1].findings)
         shown[view.generations] = html.generations_html(*looks, k)
     if by == DISTANCE and request.case_id in stored.distances:
         shown[view.drift] = _drift(stored, request.case_id, k, by)
@@ -242,6 +246,7 @@ def show_no_looks(view: ResultView, reason: str, by: str = NEIGHBOR) -> dict[Any
     """Why there are no next tokens and generations, and no distances where those are asked for."""
     return {
         view.next_token: charts.empty("Next token, top 10", reason),
+        view.findings: "",
         view.generations: f"<div class='es-hint'>{escape(reason)}</div>",
         **({view.drift: charts.empty("Neighbor drift", reason)} if by == DISTANCE else {}),
     }

@@ -74,7 +74,10 @@ class Asking:
 def look_closer(lm: LanguageModel, _store: CovarianceStore, _watch: Watch, asking: Asking) -> Closer:
     """Take a closer look."""
     request = asking.request
-    looks = {k: look(lm, request.full_prompt, state, WRITTEN, chat=asking.chat) for k, state in asking.states.items()}
+    prompts = [*request.paraphrases, *(neighbor.prompt for neighbor in request.neighbors)]
+    looks = {
+        k: look(lm, request.full_prompt, state, WRITTEN, asking.chat, prompts) for k, state in asking.states.items()
+    }
     if not asking.distances:
         return Closer(looks)
     encoder = encoder_of(lm)

@@ -22,7 +22,7 @@ from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.making import build_editor, check_asked, statistics_remark
 from editing_core.models.delta import WeightDelta
-from editing_core.models.edit import Edit
+from editing_core.models.edit import WEIGHTS, Edit, Findings
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import PLAIN
 from editing_core.registry import editor_row
@@ -232,15 +232,27 @@ def present_answer(lm: LanguageModel, prompt: str) -> str:
 
 @dataclass(frozen=True)
 class Look:
-    """A closer look at one case at one iteration: next-token candidates and free continuation."""
+    """A closer look at one case at one iteration: next-token candidates and free continuation.
+
+    findings: what an edit that is no change of weights did at the case's prompts.
+    """
 
     prompt: str
     top: tuple[TokenChance, ...]
     text: str
+    findings: Findings | None = None
 
 
-def look(lm: LanguageModel, prompt: str, delta: Edit, tokens: int = 30, chat: str = "none") -> Look:
-    """What the model says to a prompt with an edit on; taken off again before returning. chat: as in `Conventions`."""
+def look(
+    lm: LanguageModel, prompt: str, delta: Edit, tokens: int = 30, chat: str = "none", others: Sequence[str] = ()
+) -> Look:
+    """What the model says to a prompt with an edit on; taken off again before returning. chat: as in `Conventions`.
+
+    others: further prompts, to which what the edit did is told beside what it did to this one.
+    """
     lm = lm.framed(chat)
-    with lm.lock, delta.applied(lm) as edited:
-        return Look(prompt, next_tokens(edited, prompt), generate(edited, prompt, tokens))
+    with lm.lock:
+        weights = delta.parts.keys() <= {WEIGHTS}
+        findings = None if weights else delta.findings(lm, [prompt, *others])
+        with delta.applied(lm) as edited:
+            return Look(prompt, next_tokens(edited, prompt), generate(edited, prompt, tokens), findings)
