@@ -144,9 +144,8 @@ def _import(options: argparse.Namespace) -> None:
     delta = import_edit(lm, options.path)
     origin = Origin.of(delta.provenance)
     by = f" by {origin.editor}" if origin.editor else ""
-    print(
-        f"An edit of {len(delta.updates)} parameters of {lm.name}{by}{f', {origin.created}' if origin.created else ''}"
-    )
+    of = f"{len(delta.updates)} parameters" if delta.can_merge else " and ".join(sorted(delta.parts))
+    print(f"An edit of {of} of {lm.name}{by}{f', {origin.created}' if origin.created else ''}")
     for request in origin.requests[:SHOWN]:
         print(f"{request.full_prompt} {request.target_true or '?'} -> {request.target_new}")
     if len(origin.requests) > SHOWN:

@@ -37,7 +37,8 @@ def export(
     """Write the edit as an adapter, a merged model or an edit file, and check it; None without a check.
 
     delta: with its origin as provenance, where it is known. A check that fails is given back like any other, and the
-    README.md says so; a cancelled check leaves the export without one.
+    README.md says so; a cancelled check leaves the export without one. An edit that is no change of weights has no
+    other reader to be checked by.
     """
     check_target(kind, path)
     if check:
@@ -49,7 +50,7 @@ def export(
         write_merged(lm, delta, path)
     else:
         write_edit(path, delta)
-    if not check:
+    if not check or not delta.can_merge:  # other programs can read nothing but weights
         return None
     found = verify(lm, delta, path, kind, Origin.of(delta.provenance).requests, watch)
     if kind != "edit":
