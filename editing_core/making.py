@@ -8,6 +8,7 @@ from editing_core.data.subjects import known_facts, subject_places
 from editing_core.editors.base import Editor
 from editing_core.editors.materials import Alike, Materials
 from editing_core.errors import BadSetting
+from editing_core.models.edit import Edit
 from editing_core.models.language_model import LanguageModel
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
@@ -19,6 +20,17 @@ def check_asked(plan: EditPlan, facts: int, chunks: int = 1) -> None:
     """BadSetting where the plan's editor cannot edit so many facts at once, or so many chunks one after the other."""
     assisted = plan.assist.uses_neighbors or plan.assist.statistics != "tokens"
     editor_row(plan.editor).check(facts, chunks, assisted)
+
+
+def check_base(plan: EditPlan, base: Edit) -> None:
+    """BadSetting where the plan's editor cannot be used on top of what is on."""
+    row = editor_row(plan.editor)
+    if base.gated and not row.whole_rows:
+        kinds = " and ".join(sorted(kind for kind, part in base.parts.items() if part.gated))
+        raise BadSetting(
+            f"{row.label} reads parts of rows, which cannot be done on top of an edit that looks at whole prompts "
+            f"({kinds}); switch that edit off."
+        )
 
 
 def build_editor(

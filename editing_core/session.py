@@ -20,7 +20,7 @@ from editing_core.evaluation.eligibility import eligibility, with_edit_neighbors
 from editing_core.evaluation.evaluator import Evaluator
 from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
-from editing_core.making import build_editor, check_asked, statistics_remark
+from editing_core.making import build_editor, check_asked, check_base, statistics_remark
 from editing_core.models.delta import WeightDelta
 from editing_core.models.edit import WEIGHTS, Edit, Findings
 from editing_core.models.language_model import LanguageModel
@@ -134,6 +134,7 @@ def set_stage(  # noqa: PLR0913 - as run_edit
     base: what is known and answered is asked with it on; the editor is built from the unedited model.
     """
     lm = lm.framed(plan.conventions.chat)
+    check_base(plan, base.delta)
     evaluator = replace(evaluator or Evaluator(), conventions=plan.conventions)
     with base.delta.applied(lm) as on_base:
         ready, notes = assisted(on_base, prepare(on_base, requests), plan.assist, plan.seed)

@@ -41,7 +41,8 @@ class EditorRow:
     faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
     model and, under "*", for all. recipes: named changes of the preset. remark: what users should know of how it
     goes together with iterations and assistance. cannot: what it is refused for, with the reason and what to do, by
-    one of BATCH, SEQUENTIAL and ASSIST.
+    one of BATCH, SEQUENTIAL and ASSIST. whole_rows: whether all its forwards read rows whole, as edits that look at
+    prompts need it.
     """
 
     name: str
@@ -59,6 +60,7 @@ class EditorRow:
     recipes: tuple[Recipe, ...] = ()
     remark: str = ""
     cannot: Mapping[str, str] = field(default_factory=dict)
+    whole_rows: bool = False
 
     def check(self, facts: int, chunks: int = 1, assisted: bool = False) -> None:
         """BadSetting with the reason where it cannot do so many facts at once or chunks, or be assisted."""

@@ -2,12 +2,17 @@
 
 import pytest
 
+from editing_core.errors import BadSetting
 from editing_core.evaluation.scoring import free_choices, generate, next_tokens, score_objects
 from editing_core.explore.talk import Talk, TalkSettings
 from editing_core.models.delta import WeightDelta
 from editing_core.models.edit import edits_on
 from editing_core.models.gates import gated, reading
+from editing_core.runs.record import Base
+from editing_core.session import run_edit
+from editing_core.types import EditRequest
 from tests.conftest import THREE, each_of
+from tests.engine.conftest import plan
 
 lm = each_of(THREE)
 PAIRS = [("Mary Walker was born in", "London"), ("Mary Walker was born in", "New York City"), ("Paris is in", "France")]
@@ -92,3 +97,12 @@ def test_padding_is_no_part_of_a_prompt(lm, seen):
         for _, batch in lm.batches(rows, left=left):
             lm.hidden(batch)
         assert sorted(row for found, _ in seen for row in found) == sorted(rows)
+
+
+def test_an_editor_of_parts_of_rows_is_refused_on_top_of_a_gate(lm):
+    class Gate(WeightDelta):
+        gated = True
+
+    request = EditRequest("Mary Walker", "{} was born in", "Paris")
+    with pytest.raises(BadSetting, match="reads parts of rows"):
+        run_edit(lm, [request], plan("memit"), base=Base(Gate(), ("id",)))
