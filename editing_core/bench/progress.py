@@ -19,6 +19,8 @@ WORDS = {
     "statistics": "Measuring key statistics",
     "measure": "Measuring the unedited model",
     "optimise": "Optimising the target state",
+    "attribute": "Finding what carries the old object",
+    "suppress": "Suppressing the old object",
     "spread": "Spreading the change over layers",
     "train": "Training",
     "iteration": "Measuring the edited model",

@@ -84,7 +84,8 @@ class EditorRow:
         if depth is None:
             return Preset(settings, "defaults, not tuned for this model", True)
         layers = layers_at(self.by_depth, depth)
-        own = {"layers": layers} if hasattr(settings, "layers") else {"layer": layers[-1]}
+        named = {"layers": layers, "layer": layers[-1]}
+        own = {name: value for name, value in named.items() if hasattr(settings, name)}
         source = f"not validated: layers by relative depth among {depth} blocks, otherwise defaults"
         return Preset(settings.changed(own), source, True)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
 from editing_core.models.edit import FORMAT, WEIGHTS_FORMAT, Edit, Together
+from editing_core.models.subjects import SubjectOffsets
 
-KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta,)}
+KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, SubjectOffsets)}
 
 
 def unpacked(tensors: Mapping[str, Tensor], kinds: Mapping[str, Mapping[str, Any]]) -> Edit:

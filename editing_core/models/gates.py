@@ -75,7 +75,8 @@ def reading(lm: LanguageModel) -> Iterator[Callable[[], Reading]]:
         past = kwargs.get("past_key_values")
         now[:] = [_told(ids, _BATCH.get(model), past is not None and past.get_seq_length() > 0)]
 
-    handle = model.base_model.register_forward_pre_hook(look, with_kwargs=True)
+    # Not of `base_model`, which some families step over when the whole model is called
+    handle = model.get_decoder().register_forward_pre_hook(look, with_kwargs=True)
     _GATED[model] = _GATED.get(model, 0) + 1
     try:
         with counted(model):

@@ -11,10 +11,10 @@ from editing_core.models.gates import gated, reading
 from editing_core.runs.record import Base
 from editing_core.session import run_edit
 from editing_core.types import EditRequest
-from tests.conftest import THREE, each_of
+from tests.conftest import DISTINCT, each_of
 from tests.engine.conftest import plan
 
-lm = each_of(THREE)
+lm = each_of(DISTINCT)
 PAIRS = [("Mary Walker was born in", "London"), ("Mary Walker was born in", "New York City"), ("Paris is in", "France")]
 
 
