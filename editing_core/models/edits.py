@@ -10,10 +10,11 @@ from torch import Tensor
 
 from editing_core.errors import BadRequest
 from editing_core.models.delta import WeightDelta
+from editing_core.models.demonstrations import Demonstrations
 from editing_core.models.edit import FORMAT, WEIGHTS_FORMAT, Edit, Together
 from editing_core.models.subjects import SubjectOffsets
 
-KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, SubjectOffsets)}
+KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, SubjectOffsets, Demonstrations)}
 
 
 def unpacked(tensors: Mapping[str, Tensor], kinds: Mapping[str, Mapping[str, Any]]) -> Edit:
