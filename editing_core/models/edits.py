@@ -9,12 +9,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from editing_core.errors import BadRequest
+from editing_core.models.codebook import Codebook
 from editing_core.models.delta import WeightDelta
 from editing_core.models.demonstrations import Demonstrations
 from editing_core.models.edit import FORMAT, WEIGHTS_FORMAT, Edit, Together
 from editing_core.models.subjects import SubjectOffsets
 
-KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, SubjectOffsets, Demonstrations)}
+KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, Codebook, Demonstrations, SubjectOffsets)}
 
 
 def unpacked(tensors: Mapping[str, Tensor], kinds: Mapping[str, Mapping[str, Any]]) -> Edit:
