@@ -235,7 +235,7 @@ def test_whole_weights_give_a_delta_of_what_changed(tiny_lm, requests_, where):
     assert all(name.startswith(inside) for name in delta.updates)
     assert all(bool(update.value.any()) for update in delta.updates.values())
     assert (len(delta.updates) < len(list(tiny_lm.model.parameters()))) == (where != "all")
-    again = WeightDelta.of_parts(delta.tensors())
+    again = WeightDelta.of(delta.tensors(), {})
     with again.applied(tiny_lm):
         changed = {name for name, value in tiny_lm.model.state_dict().items() if not torch.equal(value, before[name])}
     tied = {"lm_head.weight"} if tiny_lm.model.config.tie_word_embeddings else set()
