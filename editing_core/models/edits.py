@@ -13,9 +13,12 @@ from editing_core.models.codebook import Codebook
 from editing_core.models.delta import WeightDelta
 from editing_core.models.demonstrations import Demonstrations
 from editing_core.models.edit import FORMAT, WEIGHTS_FORMAT, Edit, Together
+from editing_core.models.neurons import SideNeurons
 from editing_core.models.subjects import SubjectOffsets
 
-KINDS: dict[str, type[Edit]] = {kind.kind: kind for kind in (WeightDelta, Codebook, Demonstrations, SubjectOffsets)}
+KINDS: dict[str, type[Edit]] = {
+    kind.kind: kind for kind in (WeightDelta, Codebook, Demonstrations, SideNeurons, SubjectOffsets)
+}
 
 
 def unpacked(tensors: Mapping[str, Tensor], kinds: Mapping[str, Mapping[str, Any]]) -> Edit:

@@ -30,8 +30,8 @@ SHIFTS = """window.shifted = 0;
 new PerformanceObserver((list) => {
   for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
 }).observe({ type: 'layout-shift', buffered: true });"""
-# What https://web.dev/articles/cls calls good, and not yet poor: on a busy machine, a page that loads has its style later
-# than what it is about.
+# What https://web.dev/articles/cls calls good, and while loading not yet poor: on a busy machine style comes later than
+# what it is about.
 STEADY = {"loading": 0.25, "editing": 0.1, "learning": 0.1}
 FOLDED = ("Paraphrases and neighbors", "Stop rule, assistance", "Edit stack", "Take it with you", "Files: adapter")
 

@@ -1,0 +1,133 @@
+"""T-Patcher: one neuron in the last MLP for every token the model gets wrong.
+
+    loss = l_e + a * l_act + m * (l_m1 + l_m2)
+
+    l_e    NLL of the new object
+    l_act  exp(-(q k + b)) at the neuron's own query q: it fires there
+    l_m1   exp(s - beta), s = q k + b over the memory's queries: it is silent there
+    l_m2   exp(s - s_own + gamma): and stays below what it does at its own
+
+The memory holds queries, MLP inputs at single tokens, of ordinary texts and of earlier edits. Requests are written one
+after the other. Only the block of the neurons and those above are run while they are trained. Source: Huang et al.
+2023, https://arxiv.org/abs/2301.09785.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.materials import Materials
+from editing_core.editors.steps.contexts import Contexts, draw_texts
+from editing_core.editors.steps.patching import Patching, PatchSettings
+from editing_core.editors.steps.rows import Objective, log_perplexity
+from editing_core.editors.steps.training import thinned
+from editing_core.errors import BadSetting
+from editing_core.models.beside import mlp_inputs
+from editing_core.models.language_model import LanguageModel
+from editing_core.models.neurons import SideNeurons, neurons_on
+from editing_core.settings import setting
+from editing_core.types import EditRequest, Watch, ignore, noting
+
+LONGEST = 64  # tokens of a text that are read for the memory
+OWN_TEXTS = 64  # texts the model writes where it has no corpus
+
+
+@dataclass(frozen=True)
+class TPatcherSettings(PatchSettings):
+    """Settings of T-Patcher, and where its memory comes from."""
+
+    memory: int = setting(
+        2000, "Queries of ordinary texts in the memory; as published those of 40,000 examples", 0, 10**6
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class TPatcher(Editor):
+    """The editor. memory: (n, d) queries of ordinary texts, on the unedited model. about: remarks on where from."""
+
+    settings: TPatcherSettings
+    memory: Tensor
+    objective: Objective
+    about: tuple[str, ...] = ()
+
+    def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
+        """Patch the requests in order; each sees the neurons of those before it."""
+        initial, _ = log_perplexity(lm, requests, self.objective)
+        total, logs, wrong = SideNeurons(), list[TargetLog](), list[int]()
+        for n, request in enumerate(requests):
+            with total.applied(lm):
+                patching = Patching(lm, self.settings, self.objective.rows(lm, request, 0), self._memory(lm))
+                history = patching.solve(noting(watch, f"fact {n + 1} of {len(requests)}"))
+            total = total.joined(patching.patch(request.case_id))
+            logs.append(_log(initial[n : n + 1], history))
+            wrong.append(patching.wrong)
+        with total.applied(lm):
+            final, every = log_perplexity(lm, requests, self.objective)
+        log = replace(TargetLog.join(logs), log_p_final=final, log_p_all=every)
+        return EditOutcome(total, log, (*self.about, *self._remarks(wrong)))
+
+    def _memory(self, lm: LanguageModel) -> Tensor:
+        """(n, d): of ordinary texts, and where the neurons were made to fire that are on."""
+        earlier = [g.queries for g in neurons_on(lm) if g.layer == self.settings.layer and g.queries is not None]
+        return torch.cat([self.memory, *(q.to(self.memory) for q in earlier)])
+
+    def _remarks(self, wrong: Sequence[int]) -> list[str]:
+        """wrong: per request how many tokens of the new object did not come first."""
+        most, found = self.settings.patches, []
+        if right := wrong.count(0):
+            found.append(f"{right} of {len(wrong)} facts were right already and got no neuron.")
+        if cut := sum(n > most for n in wrong):
+            found.append(
+                f"{cut} of {len(wrong)} facts have more than {most} wrong tokens; the first {most} were patched."
+            )
+        return found
+
+
+def _log(initial: Tensor, history: Sequence[dict[str, float]]) -> TargetLog:
+    """Of one request; what is final is filled in when all are written."""
+    return TargetLog(
+        log_p_initial=initial,
+        log_p_final=initial,
+        log_p_all=initial,
+        factor=torch.ones(1),
+        steps=torch.tensor([len(history)]),
+        norm=torch.full((1,), float("nan")),  # there is no optimised state whose shift had one
+        clamped=torch.zeros(1, dtype=torch.bool),
+        finite=torch.ones(1, dtype=torch.bool),
+        history=thinned(history),
+    )
+
+
+def build_t_patcher(settings: TPatcherSettings, materials: Materials) -> TPatcher:
+    """The editor with its memory; BadSetting where assistance asks for what training has no place for."""
+    m, about = materials, list[str]()
+    if m.assist.keys or m.assist.statistics != "tokens":
+        raise BadSetting(
+            "Neighbor keys and statistics of subjects are protected in a closed form, which T-Patcher has not; set "
+            "keys to 0 and statistics to tokens."
+        )
+    texts = list(m.texts()) if settings.memory else []
+    if settings.memory and not texts:
+        about.append(f"No corpus comes with {m.lm.name}; the memory is of texts it wrote itself before the edit.")
+        texts = list(draw_texts(m.lm, OWN_TEXTS, min(LONGEST, m.lm.context), m.seed))
+    memory = draw_memory(m.lm, settings.layer, texts, settings.memory, m.seed)
+    return TPatcher(settings, memory, m.objective(Contexts()), tuple(about))
+
+
+def draw_memory(lm: LanguageModel, layer: int, texts: Sequence[str], count: int, seed: int) -> Tensor:
+    """(at most count, d) MLP inputs at tokens of the texts, which are taken in random order until there are so many."""
+    order, rows, left = list(texts), list[tuple[int, ...]](), count
+    random.Random(seed).shuffle(order)
+    for text in order:
+        if left <= 0:
+            break
+        row = tuple(lm.tokenizer(text)["input_ids"])[: min(LONGEST, lm.context)]
+        rows += [row] if row else []
+        left -= len(row)
+    if not rows:
+        return torch.zeros(0, lm.model.config.get_text_config().hidden_size, dtype=lm.precision, device=lm.device)
+    return lm.fitting(lambda: mlp_inputs(lm, layer, rows, [range(len(row)) for row in rows]))[:count]
