@@ -133,11 +133,14 @@ class Iterative:
             rounds.append(done)
             total = done.delta
             rows.append({**measure(done), **done.row()})
-            if decision := self.settings.decide(rows):
+            if decision := self.settings.decide(rows) or self._enough(k):
                 return IterativeOutcome(tuple(rounds), decision)
-            if self.editor.once:
-                return IterativeOutcome(tuple(rounds), Decision(k, "iterations", f"One iteration: {self.editor.once}"))
         return IterativeOutcome(tuple(rounds), self.settings.conclude(rows))
+
+    def _enough(self, k: int) -> Decision | None:
+        """The decision for an editor that is not repeated, None for others."""
+        once = self.editor.once
+        return Decision(k, "iterations", f"One iteration: {once}") if once else None
 
     def _once(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch) -> EditOutcome:
         """One pass of the editor, in forwards that fit into memory."""

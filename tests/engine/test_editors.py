@@ -9,17 +9,19 @@ from editing_core.editors.base import Editor
 from editing_core.editors.iterative import Iterative
 from editing_core.editors.materials import Materials
 from editing_core.editors.rome import Rome, RomeSettings
+from editing_core.editors.row import ASSIST, BATCH, SEQUENTIAL
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.keys import SubjectRows, average, keys_of, states_at_subject
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.spread import Ridge, Spread
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
-from editing_core.errors import Cancelled
+from editing_core.errors import BadSetting, Cancelled
 from editing_core.models import edits
 from editing_core.models.delta import WeightDelta
 from editing_core.models.norms import at_down
 from editing_core.registry import EDITORS
+from editing_core.types import ignore
 from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, seldom, snapshot
 from tests.engine.conftest import TRAINED
 
@@ -224,6 +226,31 @@ def test_tolerance_stops_at_the_first_round_that_agrees(make, tiny_lm, requests_
     never = make(rounds=1, stop="perplexity", tolerance=0.0).edit(tiny_lm, requests_)
     assert never.decision.rule == "iterations"
     assert "still above 0" in never.decision.reason
+
+
+def test_an_editor_that_is_not_repeated_is_done_after_one_round(make, tiny_lm, requests_):
+    iterative = make(rounds=4)
+
+    class Once(Editor):
+        objective, once = iterative.editor.objective, "what it keeps does not change."
+
+        def edit(self, lm, requests, watch=ignore):
+            return iterative.editor.edit(lm, requests, watch)
+
+    outcome = replace(iterative, editor=Once()).edit(tiny_lm, requests_)
+    assert len(outcome.rounds) == 1
+    assert outcome.decision.reason == "One iteration: what it keeps does not change."
+
+
+@pytest.mark.parametrize(
+    ("what", "asked"), [(BATCH, {"facts": 2}), (SEQUENTIAL, {"facts": 1, "chunks": 2}), (ASSIST, {"assisted": True})]
+)
+def test_what_an_editor_cannot_do_is_refused_with_its_reason(what, asked):
+    row = replace(EDITORS["rome"], cannot={what: "its reason; do something else."})
+    row.check(1)
+    with pytest.raises(BadSetting, match=f"ROME was asked for {what}: its reason; do something else"):
+        row.check(**{"facts": 1, **asked})
+    EDITORS["rome"].check(**{"facts": 1, **asked})
 
 
 def test_an_infinite_round_is_rolled_back(make, tiny_lm, requests_):
