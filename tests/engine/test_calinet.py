@@ -16,7 +16,7 @@ from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.tails import Tail
 from editing_core.errors import BadRequest, BadSetting, Cancelled, NotFinite
 from editing_core.models import edits
-from editing_core.models.beside import is_gated
+from editing_core.models.beside import beside, is_gated
 from editing_core.models.neurons import SideNeurons, neurons_on
 from editing_core.types import Probe
 from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot
@@ -50,10 +50,19 @@ def test_neurons_begin_without_changing_a_bit(tiny_lm, requests_):
     batch = tiny_lm.batch([tiny_lm.coder.encode("Mary Walker was born in")])
     with torch.no_grad():
         plain = tiny_lm.hidden(batch)
-        with calibration.edit((1,)).applied(tiny_lm):
+        with beside(tiny_lm, calibration.neurons):
             assert torch.equal(tiny_lm.hidden(batch), plain)
         with begun(tiny_lm, requests_, QUICK.changed({"start": "random"})).edit((1,)).applied(tiny_lm):
             assert not torch.equal(tiny_lm.hidden(batch), plain)
+    assert calibration.edit((1,)).empty
+
+
+def test_what_is_learned_already_gets_no_neuron(tiny_models, requests_):
+    with left_alone(tiny_models("llama")) as lm:
+        one = editor(lm, requests_, QUICK.changed({"enough": 10.0}))
+        edit = editor(lm, requests_).edit(lm, requests_).delta
+        with edit.applied(lm):
+            assert one.edit(lm, requests_).delta.empty
 
 
 def test_it_does_the_edits_and_leaves_the_model(tiny_lm, requests_, tmp_path):

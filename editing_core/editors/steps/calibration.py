@@ -147,8 +147,8 @@ class Calibration:
         return max(terms["target"], terms.get("kl", 0.0)) < s.enough
 
     def edit(self, cases: tuple[Case, ...]) -> SideNeurons:
-        """The neurons as an edit; all of them belong to all cases."""
-        return SideNeurons(tuple(group.kept(cases) for group in self.neurons))
+        """The neurons as an edit, all of them of all cases; nothing where all was well before the first step."""
+        return SideNeurons(tuple(group.kept(cases) for group in self.neurons if group.values.any()))
 
 
 def _backward(loss: Tensor) -> float:
