@@ -238,7 +238,7 @@ def _wire_edit(tab: EditTab, ladder: Ladder) -> None:
 
 def _looks(tab: EditTab) -> list[Any]:
     """What a closer look fills."""
-    return [tab.view.next_token, tab.view.generations, tab.view.drift]
+    return [tab.view.next_token, tab.view.findings, tab.view.generations, tab.view.drift]
 
 
 def _wire_view(tab: EditTab) -> None:
