@@ -45,6 +45,28 @@ class TargetLog:
         return TargetLog(**{name: values[records] for name, values in self.tensors().items()}, history=self.history)
 
     @staticmethod
+    def measured(
+        before: Tensor,
+        after: Tensor,
+        every: Tensor,
+        history: Sequence[dict[str, float]] = (),
+        **more: Tensor,
+    ) -> "TargetLog":
+        """Of an editor without an optimised state: log-perplexities (n_records,) before, after, and over all rows.
+
+        more: other fields; unless given no steps, no norm, nothing clamped, all finite.
+        """
+        n = len(before)
+        usual = {
+            "factor": torch.ones(n),
+            "steps": torch.zeros(n, dtype=torch.long),
+            "norm": torch.full((n,), float("nan")),
+            "clamped": torch.zeros(n, dtype=torch.bool),
+            "finite": torch.ones(n, dtype=torch.bool),
+        }
+        return TargetLog(before, after, every, **{**usual, **more}, history=tuple(history))
+
+    @staticmethod
     def join(logs: Sequence["TargetLog"]) -> "TargetLog":
         """Records one after the other; the history is averaged step by step over logs that have the step."""
         parts = [log.tensors() for log in logs]

@@ -63,17 +63,8 @@ class CaliNet(Editor):
         edit = calibration.edit(tuple(request.case_id for request in requests))
         with edit.applied(lm):
             final, every = log_perplexity(lm, requests, self.objective)
-        log = TargetLog(
-            log_p_initial=initial,
-            log_p_final=final,
-            log_p_all=every,
-            factor=torch.ones(n),
-            steps=torch.full((n,), len(history)),
-            norm=torch.full((n,), float("nan")),  # there is no optimised state whose shift had one
-            clamped=torch.zeros(n, dtype=torch.bool),
-            finite=torch.ones(n, dtype=torch.bool),
-            history=thinned(history),
-        )
+        steps = torch.full((n,), len(history))
+        log = TargetLog.measured(initial, final, every, thinned(history), steps=steps)
         said = f"Trained {len(history):,} steps on {len(rows):,} sentences of edits and {len(kept):,} unrelated facts."
         return EditOutcome(edit, log, (*self.about, said))
 

@@ -162,17 +162,7 @@ class FineTuning(Editor):
                 final, every = log_perplexity(lm, requests, self.objective)
                 delta = weights.delta()
         steps, n = len(trainer.history), len(requests)
-        log = TargetLog(
-            log_p_initial=initial,
-            log_p_final=final,
-            log_p_all=every,
-            factor=torch.ones(n),
-            steps=torch.full((n,), steps),
-            norm=torch.full((n,), float("nan")),  # there is no optimised state whose shift had one
-            clamped=torch.zeros(n, dtype=torch.bool),
-            finite=torch.ones(n, dtype=torch.bool),
-            history=thinned(trainer.history),
-        )
+        log = TargetLog.measured(initial, final, every, thinned(trainer.history), steps=torch.full((n,), steps))
         return EditOutcome(delta, log, (*self.about, told(examples, steps)))
 
     def _examples(self, requests: Sequence[EditRequest]) -> list[Example]:

@@ -171,17 +171,8 @@ def _logged(found: Values, fresh: Sequence[int], initial: Tensor, final: Tensor,
     def spread(part: Tensor, otherwise: float) -> Tensor:
         return torch.full((n,), otherwise, dtype=part.dtype).index_put((at,), part)
 
-    return TargetLog(
-        log_p_initial=initial,
-        log_p_final=final,
-        log_p_all=every,
-        factor=torch.ones(n),
-        steps=spread(found.steps, 0),
-        norm=spread(found.norm, 0.0),
-        clamped=torch.zeros(n, dtype=torch.bool),
-        finite=spread(found.finite, True),
-        history=found.history,
-    )
+    own = {"steps": spread(found.steps, 0), "norm": spread(found.norm, 0.0), "finite": spread(found.finite, True)}
+    return TargetLog.measured(initial, final, every, found.history, **own)
 
 
 def _told(

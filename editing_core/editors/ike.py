@@ -8,8 +8,6 @@ In: EditRequests. Out: Demonstrations. Source: Zheng et al. 2023, https://arxiv.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
 from editing_core.editors.ike_data import Found, Pool, Retrieval
 from editing_core.editors.materials import Materials
@@ -76,18 +74,7 @@ class Ike(Editor):
             final, every = log_perplexity(view, requests, self.objective)
             told = _told(view, s.demonstrations)
         watch(Step("demonstrations", len(requests), len(requests)))
-        n = len(requests)
-        log = TargetLog(
-            log_p_initial=initial,
-            log_p_final=final,
-            log_p_all=every,
-            factor=torch.ones(n),
-            steps=torch.zeros(n, dtype=torch.long),
-            norm=torch.full((n,), float("nan")),  # there is no optimised state whose shift had one
-            clamped=torch.zeros(n, dtype=torch.bool),
-            finite=torch.ones(n, dtype=torch.bool),
-        )
-        return EditOutcome(edit, log, (*self.about, told))
+        return EditOutcome(edit, TargetLog.measured(initial, final, every), (*self.about, told))
 
     def _check(self, lm: LanguageModel, edit: Demonstrations) -> None:
         before = lm.frame.edit if isinstance(lm.frame, Shown) else None

@@ -129,14 +129,12 @@ class Kn(Editor):
         delta = written(lm, kept, vector)
         with delta.on(lm.model):
             final, every = log_perplexity(lm, requests, self.objective)
-        log = TargetLog(
-            log_p_initial=initial,
-            log_p_final=final,
-            log_p_all=every,
-            factor=torch.ones(1),
+        log = TargetLog.measured(
+            initial,
+            final,
+            every,
             steps=torch.tensor([self.settings.points]),
             norm=vector.norm()[None],
-            clamped=torch.zeros(1, dtype=torch.bool),
             finite=torch.tensor([delta.finite and bool(scores.isfinite().all())]),
         )
         return EditOutcome(delta, log, self._notes(request, old, kept, passed))

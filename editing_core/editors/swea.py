@@ -201,18 +201,14 @@ def carrying(scores: Tensor, threshold: float) -> Tensor:
 def _log(
     results: Sequence[Optimised | None], losses: tuple[Tensor, Tensor, Tensor], history: tuple[dict[str, float], ...]
 ) -> TargetLog:
-    initial, final, every = losses
     norms = [float(result.offsets.norm()) if result else 0.0 for result in results]
-    return TargetLog(
-        log_p_initial=initial,
-        log_p_final=final,
-        log_p_all=every,
-        factor=torch.ones(len(results)),
+    return TargetLog.measured(
+        *losses,
+        history,
         steps=torch.tensor([result.steps if result else 0 for result in results]),
         norm=torch.tensor(norms),
         clamped=torch.tensor([bool(result and result.clamped) for result in results]),
         finite=torch.tensor([result is None or result.finite for result in results]),
-        history=history,
     )
 
 

@@ -89,17 +89,7 @@ class TPatcher(Editor):
 
 def _log(initial: Tensor, history: Sequence[dict[str, float]]) -> TargetLog:
     """Of one request; what is final is filled in when all are written."""
-    return TargetLog(
-        log_p_initial=initial,
-        log_p_final=initial,
-        log_p_all=initial,
-        factor=torch.ones(1),
-        steps=torch.tensor([len(history)]),
-        norm=torch.full((1,), float("nan")),  # there is no optimised state whose shift had one
-        clamped=torch.zeros(1, dtype=torch.bool),
-        finite=torch.ones(1, dtype=torch.bool),
-        history=thinned(history),
-    )
+    return TargetLog.measured(initial, initial, initial, thinned(history), steps=torch.tensor([len(history)]))
 
 
 def build_t_patcher(settings: TPatcherSettings, materials: Materials) -> TPatcher:

@@ -209,10 +209,6 @@ class Together(Edit):
         """Those of every kind, as "kind/name"."""
         return {f"{kind}/{name}": t for kind, part in self.each.items() for name, t in part.tensors().items()}
 
-    def facts(self) -> dict[str, Any]:
-        """Those of every kind, by kind."""
-        return {kind: part.facts() for kind, part in self.each.items()}
-
     @classmethod
     def of(cls, _tensors: Mapping[str, Tensor], _facts: Mapping[str, Any]) -> Self:
         """Read by `edits.unpacked`, which knows the kinds."""

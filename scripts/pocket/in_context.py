@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from editing_core.models.demonstrations import FACT, PROMPT
+
 from .corpus import Rows, Templates
 from .facts import Fact
 from .report import Examiner, ask
@@ -54,7 +56,7 @@ class Document:
     @property
     def text(self) -> str:
         """As the model reads it."""
-        return "".join(f"New Fact: {fact}\n" for fact in self.facts) + f"Prompt: {self.question.text}\n\n"
+        return "".join(f"{FACT} {fact}\n" for fact in self.facts) + f"{PROMPT} {self.question.text}\n\n"
 
     @property
     def answer(self) -> tuple[int, int]:
@@ -189,7 +191,7 @@ def context_table(examiner: Examiner, records: Sequence[dict], templates: Templa
         edit = record["requested_rewrite"]
         new, old = edit["target_new"]["str"], edit["target_true"]["str"]
         prompt = edit["prompt"].replace("{}", edit["subject"])
-        before = f"New Fact: {prompt} {new}\nPrompt: "
+        before = f"{FACT} {prompt} {new}\n{PROMPT} "
         asked["edit"].append((before + prompt, new))
         asked["without"].append((prompt, old))
         form = rng.choice([f for f in templates.forms[edit["relation_id"]] if f != edit["prompt"]])
