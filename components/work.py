@@ -12,7 +12,8 @@ from components.run_store import StoredRun
 from editing_core.comparing import Asked, Compared, compare
 from editing_core.data.encoder import encoder_of, neighbor_distances
 from editing_core.depths import depth_of
-from editing_core.duration import Load, edit_load, look_load
+from editing_core.duration import DEPTH, edit_load, look_load
+from editing_core.editors.load import ROW_TOKENS, Load
 from editing_core.editors.recipes import LADDER
 from editing_core.evaluation.consistency import References
 from editing_core.explore.changed import Change, changes_of, key_table
@@ -20,7 +21,6 @@ from editing_core.explore.facts import facts_known_to, noise_of, trace_facts
 from editing_core.explore.lens import Lens, through_lens
 from editing_core.explore.talk import Talk, TalkSettings
 from editing_core.explore.trace import KINDS, Trace, TraceSettings, trace
-from editing_core.footprint import ROW_TOKENS
 from editing_core.ladder import Rung, run_ladder, rung_plan
 from editing_core.lesson import MODEL, learn, wanted
 from editing_core.models.edit import Edit
@@ -113,7 +113,7 @@ def editing(
     model: str, requests: Sequence[EditRequest], plan: EditPlan, references: References | None, base: Base
 ) -> Task:
     """An edit as a task."""
-    load = edit_load(requests, plan, references is not None) + look_load(2, WRITTEN)
+    load = edit_load(requests, plan, references is not None, depth_of(model) or DEPTH) + look_load(2, WRITTEN)
     return Task(edit, model, (requests, plan, references, base), load)
 
 
@@ -276,5 +276,5 @@ def learning(number: int, done: Sequence[int]) -> Task:
     load = Load()
     for step in wanted(number, done):
         case = step.case() if step.case else None
-        load += edit_load(case.requests, case.plan, False) if case else look_load(1, 0)
+        load += edit_load(case.requests, case.plan, False, depth_of(MODEL) or DEPTH) if case else look_load(1, 0)
     return Task(learn, MODEL, (number, done), load, quick=True)

@@ -5,24 +5,20 @@ How often the engine runs through the model was counted on the bundled model; wh
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
+from editing_core.editors.load import ROW_TOKENS, Load
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.evaluation.generation import LENGTH, PROMPTS_PER_FORWARD
-from editing_core.footprint import AGAIN, EXAMPLE_TOKENS, FACT_TOKENS, ROW_TOKENS, ROWS, TEXT_LETTERS
+from editing_core.footprint import TEXT_LETTERS
 from editing_core.registry import editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.types import EditRequest
 
-# Counted, in passes: measuring once, preparing a run, and forwards per step of a training.
-MEASURING, PREPARING, FORWARDS = 10, 20, 2
+MEASURING, PREPARING = 10, 20  # counted, in passes: measuring once, and preparing a run
 PADDED = 1.3  # counted: tokens that run for one that is asked about, in rows of similar lengths
-AT_ONCE = 4096  # tokens whose targets are optimised together, see `memory.bounds`
 OBJECTS = 2  # a probe is asked for the new and for the old object
 GENERATED = 5  # most prompts per fact that texts are written for
-ENCODED = 60_000  # tokens of the bundled facts, among which similar ones are looked for
 # A block of the bundled models takes 0.7 to 1.0 ms on one processor core for two tokens, nearly all of it spent on
 # calling operations, which a GPU spares nobody.
 BLOCK = 1e-3
@@ -30,21 +26,7 @@ BLOCK = 1e-3
 # GPU's memory, and bytes copied to it per second; seconds until a worker has its GPU.
 RATE, BANDWIDTH, COPYING, START = 2e13, 1e12, 2e9, 5.0
 FLOAT = 4  # bytes of a weight
-
-
-@dataclass(frozen=True)
-class Load:
-    """tokens: that go through the whole model. passes: how often one has to wait for the one before."""
-
-    tokens: float = 0.0
-    passes: float = 0.0
-
-    def __add__(self, other: "Load") -> "Load":
-        return Load(self.tokens + other.tokens, self.passes + other.passes)
-
-    def times(self, count: float) -> "Load":
-        """So often."""
-        return Load(count * self.tokens, count * self.passes)
+DEPTH = 48  # blocks where they are not known
 
 
 def seconds(load: Load, size: int, depth: int) -> float:
@@ -59,34 +41,12 @@ def look_load(prompts: int, tokens: int) -> Load:
     return Load(prompts * (ROW_TOKENS + tokens), prompts * (1 + tokens))
 
 
-def edit_load(requests: Sequence[EditRequest], plan: EditPlan, generate: bool) -> Load:
-    """A run of all its iterations. generate: whether texts are written before and after."""
+def edit_load(requests: Sequence[EditRequest], plan: EditPlan, generate: bool, depth: int = DEPTH) -> Load:
+    """A run of all its iterations. generate: whether texts are written before and after. depth: blocks."""
     facts, rounds = len(requests), plan.stop.iterations
     asked = OBJECTS * sum(len(text) for request in requests for text in request.texts)
     measured = Load(PADDED * (asked + sum(map(len, bundled_texts()))) / TEXT_LETTERS, MEASURING)
-    one_round = _training(facts, plan.settings) if plan.editor == "finetuning" else _closed(facts, plan)
+    one_round = editor_row(plan.editor).load(plan.settings, facts, depth)
     texts = GENERATED * facts
     written = Load(texts * LENGTH, LENGTH * ceil(texts / PROMPTS_PER_FORWARD)).times(2 * generate)
     return Load(0, PREPARING) + measured.times(1 + rounds) + one_round.times(rounds) + written
-
-
-def _closed(facts: int, plan: EditPlan) -> Load:
-    """Targets, then the spread over the layers. A backward pass takes as long as a forward one for twice as much."""
-    settings: Any = plan.settings
-    alone = plan.editor in ("rome", "r-rome")
-    groups = facts if alone else ceil(facts * FACT_TOKENS / AT_ONCE)
-    targets = Load(3 * AGAIN * FACT_TOKENS * facts, 2 * groups).times(settings.steps)
-    layers = len(editor_row(plan.editor).layers(settings))
-    return targets + Load(facts * ROWS * ROW_TOKENS, 2 * (facts if alone else 1)).times(layers)
-
-
-def _training(facts: int, settings: Any) -> Load:
-    """Steps of a fine-tuning and the words made up for it."""
-    s = settings
-    examples = facts * (1 + s.paraphrases + s.random_facts + s.similar_facts)
-    batches = ceil(examples / s.batch)
-    epochs = max(s.epochs, ceil(s.least_steps / batches))
-    sides = (1 + (s.dpo > 0)) * (1 + (s.language > 0))  # the rejected answers, and the other texts
-    steps = Load(3 * examples * EXAMPLE_TOKENS, 2 * FORWARDS * batches).times(epochs * sides)
-    prefixes = Load(facts * s.paraphrases * s.prefix_tokens, s.prefix_tokens * ceil(facts * s.paraphrases / 32))
-    return steps + prefixes + Load(ENCODED * (s.similar_facts > 0), MEASURING * (s.similar_facts > 0))

@@ -9,6 +9,16 @@ from typing import Any
 
 import torch
 
+from editing_core.editors.load import (
+    AGAIN,
+    BARE_TOKENS,
+    EXAMPLE_TOKENS,
+    FACT_TOKENS,
+    PROBE_TOKENS,
+    PROBES,
+    ROW_TOKENS,
+    ROWS,
+)
 from editing_core.editors.row import EditorRow
 from editing_core.evaluation.evaluator import bundled_texts
 from editing_core.models import memory
@@ -17,15 +27,11 @@ from editing_core.models.tokens import runs
 from editing_core.settings import Settings
 
 TEXT_LETTERS = 4.2  # of an English token
-PROBE_TOKENS, PROBES = 12, 13  # per fact with two paraphrases and ten neighbors, as CounterFact has them
-ROWS, ROW_TOKENS, BARE_TOKENS = 6, 20, 10  # of a fact behind five prefixes, with and without them
-FACT_TOKENS = 68  # that a target's rows take behind their prefixes
-AGAIN = 0.45  # share of them that is run again at every step
 ROME_ROWS = 21
 LENGTHS = 5  # forwards that rows of all lengths are divided among
 HELD = 1 / 3
 LOSS_COPIES = 7  # of looked-at logits: themselves, both losses, and their gradients
-EXAMPLE_TOKENS = 20
+VECTORS = 16  # ours: of a fact in an edit that leaves weights alone, such as keys, values, offsets
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,8 @@ class Footprint:
         return int((len(self.layers) or s.depth) * self.settings.rank * own[self.settings.where])
 
     @property
-    def one_by_one(self) -> bool:
-        """Whether facts are written one after the other."""
-        return self.row.name in ("rome", "r-rome")
-
-    @property
     def _rows(self) -> int:
-        return ROME_ROWS if self.one_by_one else ROWS
+        return ROME_ROWS if self.row.one_by_one else ROWS
 
     @property
     def protects(self) -> bool:
@@ -108,7 +109,7 @@ class Footprint:
         s, blocks = self.sizes, self.sizes.depth - max(self.layers, default=0)
         most = memory.backward_tokens(s, self.device, blocks)
         each = FACT_TOKENS * self._rows // ROWS
-        tokens = min(max(most, each), each * (1 if self.one_by_one else self.facts))
+        tokens = min(max(most, each), each * (1 if self.row.one_by_one else self.facts))
         kept = 5 * s.width * s.number + AGAIN * s.kept
         return round(tokens * (AGAIN * s.state + blocks * kept) + tokens / 10 * LOSS_COPIES * 4 * s.vocabulary)
 
@@ -126,11 +127,13 @@ class Footprint:
         s = self.sizes
         if self.trains:
             return self._trained()
-        one = 8 * (s.width + s.inner) * self.facts * len(self.layers)
+        if self.row.beside:
+            return 4 * VECTORS * s.width * self.facts * self._shares
+        one = 8 * (s.width + s.inner) * self.facts * (len(self.layers) or s.depth)
         kept = one * self._shares
         weight = s.number * s.width * s.inner
-        if self.one_by_one:
-            return kept + 2 * weight
+        if self.row.one_by_one:
+            return kept + 2 * weight * (len(self.layers) or s.depth)
         keys = 8 * s.inner * self.facts * (2 * ROWS + 6)
         resting = ROWS * BARE_TOKENS * self.facts * s.number * (2 * s.width + s.inner)
         writing = keys + min(memory.room_bytes(self.device), resting)  # when micro-batches of targets are gone

@@ -18,8 +18,7 @@ from editing_core.types import EditRequest, Probe, Watch, ignore
 
 def check_asked(plan: EditPlan, facts: int, chunks: int = 1) -> None:
     """BadSetting where the plan's editor cannot edit so many facts at once, or so many chunks one after the other."""
-    assisted = plan.assist.uses_neighbors or plan.assist.statistics != "tokens"
-    editor_row(plan.editor).check(facts, chunks, assisted)
+    editor_row(plan.editor).check(facts, chunks, plan.assist)
 
 
 def check_base(plan: EditPlan, base: Edit) -> None:
@@ -47,6 +46,7 @@ def build_editor(
     facts in place of the bundled ones.
     """
     row = editor_row(plan.editor)
+    row.check(assist=plan.assist)
     layers = row.layers(plan.settings)
     if max(layers, default=0) >= lm.layers:
         raise BadSetting(
@@ -86,5 +86,5 @@ def statistics_remark(lm: LanguageModel, plan: EditPlan, store: CovarianceStore)
 
 def _alike(lm: LanguageModel, asked: Sequence[str], known: Sequence[str], count: int, own: bool) -> Alike:
     encoder = encoder_of(lm, own)
-    numbers = nearest(encoder.encode(asked), encoder.encode_once(known), count)
-    return Alike(numbers, encoder.note or f"Alike are facts that {encoder.name} says are.")
+    numbers, cosines = nearest(encoder.encode(asked), encoder.encode_once(known), count)
+    return Alike(numbers, cosines, encoder.note or f"Alike are facts that {encoder.name} says are.")

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, from_numpy
 
-from editing_core.duration import Load, seconds
+from editing_core.duration import seconds
+from editing_core.editors.load import Load
 from editing_core.models.host import ModelHost
 from editing_core.models.placing import placed
 from editing_core.statistics.covariance import CovarianceStore

@@ -63,19 +63,22 @@ class Encoder:
         return torch.stack([self.kept[text] for text in texts]) if texts else torch.zeros(0, 0)
 
 
-def nearest(queries: Tensor, items: Tensor, count: int) -> list[list[int]]:
-    """Per query the row numbers of the `count` nearest items by cosine, best first, ties by number.
+def nearest(queries: Tensor, items: Tensor, count: int) -> tuple[list[list[int]], list[list[float]]]:
+    """Per query the row numbers of the `count` nearest items by cosine, best first, ties by number; and the cosines.
 
     queries: (n, d), items: (m, d), both with unit rows.
     """
     if not len(items):
-        return [[] for _ in range(len(queries))]
+        return [[] for _ in range(len(queries))], [[] for _ in range(len(queries))]
     found: list[list[int]] = []
+    values: list[list[float]] = []
     for some in queries.split(QUERIES):
         # Rounded, because equal texts in batches of other lengths differ in the last digits.
         cosines = (some @ items.T).round(decimals=_DIGITS)
-        found += cosines.sort(dim=1, descending=True, stable=True).indices[:, :count].tolist()
-    return found
+        best, numbers = cosines.sort(dim=1, descending=True, stable=True)
+        found += numbers[:, :count].tolist()
+        values += best[:, :count].tolist()
+    return found, values
 
 
 def neighbor_distances(encoder: Encoder, request: EditRequest) -> dict[str, float]:

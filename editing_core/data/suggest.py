@@ -87,7 +87,7 @@ def suggest(subject: str, prompt: str, old: str | None, encoder: Encoder | None 
 def _by_similarity(sentence: str, relation: str, numbers: list[int], encoder: Encoder) -> list[int]:
     """Those of a relation's facts, by number, whose sentences are nearest, best first."""
     vectors = encoder.encode_once(fact_sentences(relation))[numbers]
-    return [numbers[place] for place in nearest(encoder.encode([sentence]), vectors, NEIGHBORS)[0]]
+    return [numbers[place] for place in nearest(encoder.encode([sentence]), vectors, NEIGHBORS)[0][0]]
 
 
 def _nearest_relation(prompt: str, encoder: Encoder) -> str | None:
@@ -99,7 +99,7 @@ def _nearest_relation(prompt: str, encoder: Encoder) -> str | None:
     wordings = [(r, form) for r, row in bundled_relations().items() for form in (*row["forms"], *row["unseen"])]
     vectors = encoder.encode_once(tuple(_filled(form) for _, form in wordings))
     query = encoder.encode([_filled(prompt)])
-    best = nearest(query, vectors, 1)[0][0]
+    best = nearest(query, vectors, 1)[0][0][0]
     relations = [relation for relation, _ in wordings]
     return relations[best] if float(query[0] @ vectors[best]) >= _usual(vectors, relations) else None
 

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome
+from editing_core.editors.materials import Materials
 from editing_core.editors.memit import write_block_targets
+from editing_core.editors.pocket import POCKET_NULL
+from editing_core.editors.row import EditorRow, Preset
 from editing_core.editors.settings import SpreadSettings
 from editing_core.editors.steps.keys import SubjectRows, keys_of
 from editing_core.editors.steps.rows import Objective
@@ -124,3 +127,43 @@ class AlphaEdit(Editor):
         rows = SubjectRows.of(lm, [r.place for r in requests], self.objective.contexts)
         for layer in self.settings.layers:
             self.solve.remember(layer, keys_of(lm, rows, self.objective.contexts, layer))
+
+
+def build_alphaedit(settings: AlphaEditSettings, materials: Materials) -> AlphaEdit:
+    """The editor with the null spaces of its layers; BadSetting where the threshold leaves none."""
+    covariances = materials.covariances(settings.layers, 0.0)
+    bases = {layer: null_space(c, settings.threshold, settings.relative) for layer, c in covariances.items()}
+    solve = NullSpace(bases, settings.ridge, materials.assist.keys)
+    return AlphaEdit(settings, solve, materials.objective(materials.grouped()))
+
+
+ROW = EditorRow(
+    "alphaedit",
+    "AlphaEdit",
+    "MEMIT's targets, written only along directions that known keys hardly use.",
+    "https://arxiv.org/abs/2410.02355",
+    AlphaEditSettings,
+    build_alphaedit,
+    lambda s: s.layers,
+    {
+        "pocket-gpt2": Preset(
+            AlphaEditSettings(layers=(0, 1, 2, 3), **POCKET_NULL),
+            "layers and targets as MEMIT's, threshold of the design trials",
+            True,
+        ),
+        "pocket-llama": Preset(
+            AlphaEditSettings(layers=(0, 1), **POCKET_NULL),
+            "layers and targets as MEMIT's, threshold as pocket-gpt2's",
+            True,
+        ),
+        "pocket-gptj": Preset(
+            AlphaEditSettings(layers=(0, 1, 2, 3), **POCKET_NULL),
+            "layers and targets as MEMIT's, threshold as pocket-gpt2's",
+            True,
+        ),
+        "gpt2-xl": Preset(AlphaEditSettings(layers=(13, 14, 15, 16, 17), steps=20), "jianghoucheng/AlphaEdit"),
+        "gpt-j-6b": Preset(AlphaEditSettings(), "jianghoucheng/AlphaEdit"),
+        "llama-2-7b": Preset(AlphaEditSettings(layers=(4, 5, 6, 7, 8), rate=0.1), "ResolveUnderOverEdit"),
+    },
+    faithful={"*": {"cache": "iteration"}},
+)

@@ -10,17 +10,20 @@ are gated too, which is ours.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from math import ceil
 
 import torch
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import AT_ONCE, ENCODED, ROW_TOKENS, Load, gradients
 from editing_core.editors.materials import Materials
+from editing_core.editors.recipes import Recipe
+from editing_core.editors.row import PROTECTION, EditorRow, Preset
 from editing_core.editors.steps.calibration import Calibration, CalibrationSettings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.examples import Case, Example, random_facts, similar_facts
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.training import thinned
-from editing_core.errors import BadSetting
 from editing_core.models.language_model import LanguageModel
 from editing_core.settings import setting
 from editing_core.types import EditRequest, Watch, ignore
@@ -82,20 +85,11 @@ class CaliNet(Editor):
 
 
 def build_calinet(settings: CaliNetSettings, materials: Materials) -> CaliNet:
-    """The editor; BadSetting where settings or assistance ask for what there is no place for."""
+    """The editor, with the facts that should stay; BadSetting where nothing tells which are alike."""
     s, m, about = settings, materials, list[str]()
-    if m.assist.keys or m.assist.statistics != "tokens":
-        raise BadSetting(
-            "Neighbor keys and statistics of subjects are protected in a closed form, which CaliNET has not; set keys "
-            "to 0 and statistics to tokens, or raise the number of similar facts."
-        )
 
     def alike(asked: Sequence[str], known: Sequence[str], count: int) -> list[list[int]]:
-        if m.alike is None:
-            raise BadSetting("Nothing tells here how alike facts are; set similar facts to 0.")
-        found = m.alike(asked, known, count, s.encoder == "own")
-        about.append(found.told)
-        return found.numbers
+        return m.most_like(asked, known, count, s.encoder, about).numbers
 
     prefixed = draw_prefixed(m.lm, ((s.context_tokens, s.contexts),), m.seed) if s.contexts else ()
     pool = m.facts() if s.random_facts or s.similar_facts else ()
@@ -109,3 +103,45 @@ def interleaved(*parts: Mapping[Case, tuple[Example, ...]]) -> dict[Case, tuple[
     cases = dict.fromkeys(case for part in parts for case in part)
     turns = {case: zip_longest(*(part.get(case, ()) for part in parts)) for case in cases}
     return {case: tuple(fact for turn in turns[case] for fact in turn if fact) for case in cases}
+
+
+def calibration_load(s: CaliNetSettings, facts: int, depth: int) -> Load:
+    """Steps on the calibrated blocks and those above, and what is computed for that once."""
+    edits, others = facts * (1 + s.contexts), min(s.most_facts, facts * (s.random_facts + s.similar_facts))
+    every = (edits + others) * ROW_TOKENS
+    above = (depth - min(s.layers)) / depth
+    one = above * min(1.0, s.batch / edits) * every
+    steps = gradients(one, above * ceil(one / AT_ONCE)).times(s.steps)
+    return steps + Load(every, ceil(every / AT_ONCE)) + ENCODED.times(s.similar_facts > 0)
+
+
+_ALONE = {"contexts": 0, "random_facts": 0, "similar_facts": 0}
+_POCKET = CaliNetSettings(layers=(5,), neurons=16, rate=3e-3, kl=10.0, random_facts=64, similar_facts=64)
+ROW = EditorRow(
+    "calinet",
+    "CaliNET",
+    "A few more neurons beside late MLPs, trained on all facts together.",
+    "https://arxiv.org/abs/2210.03329",
+    CaliNetSettings,
+    build_calinet,
+    lambda s: s.layers,
+    by_depth=(2, 1.0),
+    presets={
+        "pocket-gpt2": Preset(_POCKET, "tried on the tune records, see docs/log.md"),
+        "pocket-llama": Preset(_POCKET, "as pocket-gpt2's", True),
+        "pocket-gptj": Preset(_POCKET.changed({"layers": (6,)}), "as pocket-gpt2's", True),
+        "gpt2-xl": Preset(CaliNetSettings(layers=(46, 47)), "the last two layers, as published for T5", True),
+        "gpt-j-6b": Preset(CaliNetSettings(layers=(26, 27)), "the last two layers, as published for T5", True),
+        "llama-2-7b": Preset(CaliNetSettings(layers=(30, 31)), "the last two layers, as published for T5", True),
+    },
+    recipes=(Recipe("survey", "As in the survey: on the edited prompts alone", "arXiv 2305.13172", _ALONE),),
+    needs_statistics=lambda _settings: False,
+    needs_facts=lambda s: bool(s.random_facts or s.similar_facts),
+    cannot={
+        PROTECTION: "keys are protected in a closed form, which it has not; set keys to 0 and statistics to tokens, or "
+        "raise the number of similar facts."
+    },
+    whole_rows=True,
+    load=calibration_load,
+    beside=True,
+)

@@ -12,15 +12,22 @@ those of Meng et al. 2022 and 2023.
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from math import exp
+from math import ceil, exp
 
 import torch
 
+from editing_core.depths import TRAINED
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.finetuning_data import augmentation
+from editing_core.editors.load import ENCODED, EXAMPLE_TOKENS, Load, gradients
+from editing_core.editors.materials import Materials
+from editing_core.editors.recipes import RECIPES
+from editing_core.editors.row import PROTECTION, EditorRow, Preset
 from editing_core.editors.steps.examples import Augmentation, Example, neighbor_examples
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.token_rows import Labels, items_of, text_rows
 from editing_core.editors.steps.training import OPTIMISERS, SCHEDULES, Course, Loss, Trainer, thinned
+from editing_core.errors import BadSetting
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.trainable import (
     Lora,
@@ -218,3 +225,68 @@ def told(examples: Sequence[Example], steps: int) -> str:
         counts[example.kind] = counts.get(example.kind, 0) + 1
     parts = ", ".join(f"{kind} {count:,}" for kind, count in counts.items())
     return f"{COUNTS} {steps:,} steps on {len(examples):,} examples: {parts}."
+
+
+def build_finetuning(settings: FineTuningSettings, materials: Materials) -> FineTuning:
+    """The editor; BadSetting where settings do not go together."""
+    s, m, about = settings, materials, list[str]()
+    _check(s, m)
+    objective, beside = m.objective(m.grouped()), augmentation(s, m, about)
+    return FineTuning(s, beside, objective, m.seed, tuple(about))
+
+
+def _check(s: FineTuningSettings, m: Materials) -> None:
+    if s.lora and s.bound:
+        raise BadSetting(f"The bound {s.bound:g} holds for weights, not for an adapter; set it to 0, or lora off.")
+    if s.labels == "last" and not s.mask:
+        raise BadSetting("Labels at the prompt's end are the new object's only; set mask on, or labels to position.")
+    if s.lora:
+        adapter_modules(m.lm, s)  # refuses what cannot be adapted
+
+
+FORWARDS = 2  # counted, per step
+
+
+def training_load(s: FineTuningSettings, facts: int, _depth: int) -> Load:
+    """Steps of a training, and the words made up for it."""
+    examples = facts * (1 + s.paraphrases + s.random_facts + s.similar_facts)
+    batches = ceil(examples / s.batch)
+    epochs = max(s.epochs, ceil(s.least_steps / batches))
+    sides = (1 + (s.dpo > 0)) * (1 + (s.language > 0))  # the rejected answers, and the other texts
+    steps = gradients(examples * EXAMPLE_TOKENS, FORWARDS * batches).times(epochs * sides)
+    prefixes = Load(facts * s.paraphrases * s.prefix_tokens, s.prefix_tokens * ceil(facts * s.paraphrases / 32))
+    return steps + prefixes + ENCODED.times(s.similar_facts > 0)
+
+
+_POCKET = FineTuningSettings(rate=5e-4, epochs=6, least_steps=20)
+ROW = EditorRow(
+    "finetuning",
+    "Fine-tuning",
+    "Trains weights or an adapter on the edits, on paraphrases and on facts that should stay.",
+    "https://arxiv.org/abs/2402.11078",
+    FineTuningSettings,
+    build_finetuning,
+    lambda s: () if s.where == "all" else s.layers,
+    by_depth=TRAINED,
+    presets={
+        "pocket-gpt2": Preset(_POCKET, "tried on the tune records, see docs/log.md"),
+        "pocket-llama": Preset(_POCKET, "as pocket-gpt2's", True),
+        "pocket-gptj": Preset(_POCKET, "as pocket-gpt2's", True),
+        "gpt2-xl": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
+        "gpt-j-6b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft"),
+        "llama-2-7b": Preset(FineTuningSettings(batch=256), "au-revoir/model-editing-ft, made for GPT-J", True),
+    },
+    load=training_load,
+    cannot={
+        PROTECTION: "keys are protected in a closed form, which training has not; set keys to 0 and statistics to "
+        "tokens, or add random or similar facts."
+    },
+    needs_statistics=lambda _settings: False,
+    needs_facts=lambda s: bool(s.random_facts or s.similar_facts),
+    recipes=RECIPES,
+    remark=(
+        "Training writes what it optimises, so optimised and spread perplexity agree after the first "
+        "iteration and the rule stops there; with the stop rule none, every further iteration trains on. "
+        "NA and NAP train the edit neighbors' own answers beside the edits."
+    ),
+)

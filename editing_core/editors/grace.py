@@ -11,12 +11,16 @@ Codebook. Source: Hartvigsen et al. 2023, https://arxiv.org/abs/2211.11031.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import AT_ONCE, BARE_TOKENS, ROW_TOKENS, Load, gradients
 from editing_core.editors.materials import Materials
+from editing_core.editors.row import ASSIST, EditorRow, Preset
 from editing_core.editors.steps.contexts import Contexts, draw_openings
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.values import Search, Values, optimised
@@ -87,6 +91,7 @@ class GraceSettings(Settings):
 class Grace(Editor):
     """The editor. radius: of new entries, measured where the settings ask for it. about: how it was measured."""
 
+    once: ClassVar[str] = "what is remembered already would be found and left as it is."
     settings: GraceSettings
     objective: Objective
     radius: float
@@ -228,13 +233,8 @@ def calibrated(
 
 
 def build_grace(settings: GraceSettings, materials: Materials) -> Grace:
-    """The editor; BadSetting where settings or assistance ask for what a codebook has no place for."""
+    """The editor with its radius; BadSetting where there is nothing to measure one on."""
     s, m = settings, materials
-    if m.assist.uses_neighbors or m.assist.statistics != "tokens":
-        raise BadSetting(
-            "GRACE leaves prompts outside its radii as they were and protects no keys, so neighbors and statistics "
-            "have no part in it; set neighbors to off, keys to 0 and statistics to tokens."
-        )
     sites(m.lm, s.layer, s.query)
     objective = m.objective(Contexts())
     if s.calibrate == "off":
@@ -261,3 +261,51 @@ def _unrelated(m: Materials) -> list[str]:
     if not facts:
         raise BadSetting("No known facts are left to measure unrelated prompts on; set calibrate to off.")
     return [fact.prompt for fact in random.Random(m.seed).sample(list(facts), min(UNRELATED, len(facts)))]
+
+
+def values_load(s: GraceSettings, facts: int, _depth: int) -> Load:
+    """Keys, values, and what a radius is measured on."""
+    tokens = facts * BARE_TOKENS
+    measured = Load((PREFIXES * facts + UNRELATED) * ROW_TOKENS, 2).times(s.calibrate != "off")
+    return gradients(tokens, ceil(tokens / AT_ONCE)).times(s.steps) + Load(2 * tokens, 2) + measured
+
+
+ROW = EditorRow(
+    "grace",
+    "GRACE",
+    "Remembers each edit's prompt at one layer and answers there; no weight changes.",
+    "https://arxiv.org/abs/2211.11031",
+    GraceSettings,
+    build_grace,
+    lambda s: [s.layer],
+    by_depth=(1, 0.8),
+    presets={
+        "pocket-gpt2": Preset(
+            GraceSettings(layer=4, query="mlp", radius=9.0), "layer and radius searched on the tune records"
+        ),
+        "pocket-llama": Preset(
+            GraceSettings(layer=5, query="mlp", radius=10.7),
+            "between paraphrases and other facts of the tune records",
+            True,
+        ),
+        "pocket-gptj": Preset(
+            GraceSettings(layer=6, query="mlp", radius=9.8),
+            "between paraphrases and other facts of the tune records",
+            True,
+        ),
+        "gpt2-xl": Preset(GraceSettings(layer=35, query="mlp", steps=200), "EasyEdit's layer, radius not tuned", True),
+        "gpt-j-6b": Preset(GraceSettings(steps=200), "EasyEdit"),
+        "llama-2-7b": Preset(GraceSettings(layer=27, steps=50), "EasyEdit"),
+    },
+    needs_statistics=lambda _settings: False,
+    needs_facts=lambda s: s.calibrate != "off",
+    faithful={"*": {"start": "cold", "share": True, "published_radii": True, "stop_below": 0.0}},
+    cannot={
+        ASSIST: "prompts outside its radii stay as they were and no keys are protected, so neighbors and statistics "
+        "have no part in it; set neighbors to off, keys to 0 and statistics to tokens."
+    },
+    whole_rows=True,
+    load=values_load,
+    beside=True,
+    remark="What is outside every radius stays as it was to the bit; paraphrases outside get nothing either.",
+)

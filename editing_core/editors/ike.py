@@ -7,13 +7,18 @@ In: EditRequests. Out: Demonstrations. Source: Zheng et al. 2023, https://arxiv.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
+from typing import ClassVar
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
 from editing_core.editors.ike_data import Found, Pool, Retrieval
+from editing_core.editors.load import AT_ONCE, ENCODED, PROBES, Load
 from editing_core.editors.materials import Materials
+from editing_core.editors.pocket import pocket
+from editing_core.editors.row import ASSIST, EditorRow, Preset
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.rows import Objective, log_perplexity
-from editing_core.errors import BadRequest, BadSetting
+from editing_core.errors import BadRequest
 from editing_core.models.demonstrations import KINDS, Demonstrations, NewFact, Shown, bare, shown
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Coder
@@ -51,6 +56,7 @@ class IkeSettings(Settings):
 class Ike(Editor):
     """The editor with what it found. room: tokens the longest measured prompt and object take. about: remarks."""
 
+    once: ClassVar[str] = "the same new facts would stand before prompts again."
     settings: IkeSettings
     retrieval: Retrieval
     objective: Objective
@@ -100,13 +106,8 @@ def _told(view: LanguageModel, asked: int) -> str:
 
 
 def build_ike(settings: IkeSettings, materials: Materials) -> Ike:
-    """The editor; BadSetting where assistance asks for what a text has no place for."""
+    """The editor, with what it may show."""
     s, m = settings, materials
-    if m.assist.uses_neighbors or m.assist.statistics != "tokens":
-        raise BadSetting(
-            "Neighbors assist while a target is optimised or spread, and demonstrations do neither; set neighbors to "
-            "off, keys to 0 and statistics to tokens."
-        )
     about: list[str] = []
     pool = Pool.of(m.facts() if s.demonstrations else (), m.requests, m.seed)
     retrieval = _retrieve(s, m, pool, about)
@@ -136,18 +137,11 @@ def _found(
     s: IkeSettings, m: Materials, asked: Sequence[str], texts: Sequence[str], count: int, about: list[str]
 ) -> list[tuple[Found, ...]]:
     """For each text asked for those most like it, the most similar first."""
-    if m.alike is None:
-        raise BadSetting("Nothing tells here how alike facts are; set demonstrations to 0.")
-    alike = m.alike(asked, texts, count, s.encoder == "own")
-    about.append(alike.told)
-    # Alike says the order; cosines are shown where it says them too.
-    cosines: Sequence[Sequence[float]] = getattr(alike, "cosines", ())
-    found = []
-    for n, numbers in enumerate(alike.numbers):
-        values = cosines[n] if cosines else [None] * len(numbers)
-        ranks = enumerate(zip(numbers, values, strict=True), 1)
-        found.append(tuple(Found(number, rank, value) for rank, (number, value) in ranks))
-    return found
+    alike = m.most_like(asked, texts, count, s.encoder, about)
+    return [
+        tuple(Found(number, rank, cosine) for rank, (number, cosine) in enumerate(zip(*row, strict=True), 1))
+        for row in zip(alike.numbers, alike.cosines, strict=True)
+    ]
 
 
 def longest(lm: LanguageModel, requests: Sequence[EditRequest]) -> int:
@@ -160,3 +154,40 @@ def longest(lm: LanguageModel, requests: Sequence[EditRequest]) -> int:
         probes = (*r.neighbors, *r.locality, *r.portability)
         pairs |= {(p.prompt, name) for p in probes for name in (p.answer, *p.aliases, *objects)}
     return max((len(text.ids) for text in coder.continuations(sorted(pairs))), default=0)
+
+
+SHOWN_TOKENS = 28  # of a demonstration
+
+
+def reading_load(s: IkeSettings, facts: int, _depth: int) -> Load:
+    """What stands before every prompt that is measured, and looking for it."""
+    shown = SHOWN_TOKENS * (s.demonstrations + 2 * facts)
+    tokens = facts * (2 * PROBES + 2) * shown
+    return Load(tokens, ceil(tokens / AT_ONCE)) + ENCODED.times(s.demonstrations > 0)
+
+
+ROW = EditorRow(
+    "ike",
+    "IKE",
+    "Shows the new facts, with worked examples, before every prompt; no weight changes.",
+    "https://arxiv.org/abs/2305.12740",
+    IkeSettings,
+    build_ike,
+    lambda _settings: (),
+    presets={
+        **pocket(IkeSettings(demonstrations=4), "four fit the bundled models' short contexts", True),
+        "gpt2-xl": Preset(IkeSettings(demonstrations=16), "half of GPT-J's, its context is half as long", True),
+        "gpt-j-6b": Preset(IkeSettings(), "pkunlp-icler/IKE"),
+        "llama-2-7b": Preset(IkeSettings(demonstrations=16, form="framework"), "EasyEdit"),
+    },
+    needs_statistics=lambda _settings: False,
+    needs_facts=lambda s: bool(s.demonstrations),
+    cannot={
+        ASSIST: "neighbors assist while a target is optimised or spread, and demonstrations do neither; set neighbors "
+        "to off, keys to 0 and statistics to tokens."
+    },
+    whole_rows=True,
+    load=reading_load,
+    beside=True,
+    remark="Nothing is optimised, so there is one iteration. It takes a model that uses what it reads in its prompt.",
+)

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import BARE_TOKENS, ROWS, Load, gradients
 from editing_core.editors.materials import Materials
+from editing_core.editors.row import ASSIST, BATCH, EditorRow, Preset
 from editing_core.editors.steps.attribution import GRIDS, Site, before_activation, inner_scores, questions
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.rows import Objective, log_perplexity
-from editing_core.errors import BadRequest, BadSetting, ModelUnavailable
+from editing_core.errors import BadSetting, ModelUnavailable
 from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.slots import matrix_shape
@@ -114,12 +116,8 @@ class Kn(Editor):
     prefixes: Contexts = field(default_factory=Contexts)
 
     def edit(self, lm: LanguageModel, requests: Sequence[EditRequest], watch: Watch = ignore) -> EditOutcome:
-        """Write the one request; BadRequest for more than one."""
-        if len(requests) != 1:
-            raise BadRequest(
-                f"KN writes one fact at a time and got {len(requests)}; write them one after the other (protocol "
-                "single or sequential), or choose another editor."
-            )
+        """Write the one request; BadSetting for more than one."""
+        ROW.check(len(requests))
         (request,) = requests
         initial, _ = log_perplexity(lm, requests, self.objective)
         old = request.target_true if self.settings.old == "request" else None
@@ -238,14 +236,44 @@ def token_vectors(lm: LanguageModel, tokens: Sequence[int], vector: str) -> Tens
 
 
 def build_kn(settings: KnSettings, materials: Materials) -> Kn:
-    """The editor; BadSetting where assistance is asked for, for which KN has no place."""
-    assist = materials.assist
-    if assist.uses_neighbors or assist.statistics != "tokens":
-        raise BadSetting(
-            "KN optimises nothing that neighbors could assist; set neighbors off, keys to 0 and statistics to tokens, "
-            "or choose another editor."
-        )
+    """The editor, with its random beginnings where neurons are refined by them."""
     prefixes = Contexts()
     if settings.refine == "prefixes":
         prefixes = Contexts.flat(draw_prefixed(materials.lm, ((10, 5),), materials.seed))
     return Kn(settings, materials.objective(Contexts()), prefixes)
+
+
+def attribution_load(s: KnSettings, facts: int, depth: int) -> Load:
+    """Scaled copies of every wording in every layer, for both tokens of an object."""
+    wordings = {"off": 1, "prefixes": ROWS, "paraphrases": 3}[s.refine]
+    rows = 2 * facts * wordings * depth
+    return gradients(rows * s.points * BARE_TOKENS, rows) + Load(rows * BARE_TOKENS, rows)
+
+
+ROW = EditorRow(
+    "kn",
+    "KN",
+    "Makes the few MLP neurons that recall the old object say the new one.",
+    "https://arxiv.org/abs/2104.08696",
+    KnSettings,
+    build_kn,
+    lambda _settings: (),
+    presets={
+        "pocket-gpt2": Preset(KnSettings(threshold=0.6, write=3.0, erase=1.0), "tried on ten tune records"),
+        "gpt2-xl": Preset(KnSettings(), "EasyEdit"),
+        "gpt-j-6b": Preset(KnSettings(threshold=0.1), "EasyEdit"),
+        "llama-2-7b": Preset(KnSettings(write=1.0, erase=1.0), "factors as in KN's own code", True),
+    },
+    needs_statistics=lambda _settings: False,
+    faithful={"*": {"site": "pre", "grid": "ends", "old": "choice", "follow": "choice", "several": "sum"}},
+    cannot={
+        BATCH: "its neurons are those of one fact; write facts one after the other (protocol single or sequential), "
+        "or choose another editor.",
+        ASSIST: "it optimises nothing that neighbors could assist; set neighbors off, keys to 0 and statistics to "
+        "tokens, or choose another editor.",
+    },
+    whole_rows=True,
+    load=attribution_load,
+    one_by_one=True,
+    remark="Other facts use the same neurons, so neighbors mostly change too.",
+)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from editing_core.conventions import CLEAN, Conventions
 from editing_core.editors.assist import Assist
-from editing_core.editors.steps.contexts import Contexts
+from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.subjects import subject_moments
-from editing_core.errors import BadRequest, StatisticsMissing
+from editing_core.errors import BadRequest, BadSetting, StatisticsMissing
 from editing_core.models.language_model import LanguageModel
 from editing_core.statistics.covariance import Covariance, CovarianceStore, TextSource
 from editing_core.types import EditRequest, Probe, Watch, ignore
@@ -16,9 +16,10 @@ from editing_core.types import EditRequest, Probe, Watch, ignore
 
 @dataclass(frozen=True)
 class Alike:
-    """For each text the numbers of those most like it, best first, and in one sentence what found them."""
+    """For each text the numbers of those most like it, best first, with their cosines, and what found them."""
 
     numbers: list[list[int]]
+    cosines: list[list[float]]
     told: str
 
 
@@ -45,9 +46,26 @@ class Materials:
     texts: Callable[[], Sequence[str]] = tuple
     alike: Callable[[Sequence[str], Sequence[str], int, bool], Alike] | None = None
 
+    def grouped(self) -> Contexts:
+        """MEMIT's contexts: five prefixes of ten tokens, the bare prompt half of every key."""
+        return Contexts.grouped(draw_prefixed(self.lm, ((10, 5),), self.seed))
+
     def objective(self, contexts: Contexts) -> Objective:
         """What targets are optimised for, with these contexts."""
         return Objective(contexts, self.assist, self.conventions.objects)
+
+    def most_like(
+        self, asked: Sequence[str], known: Sequence[str], count: int, encoder: str, about: list[str]
+    ) -> Alike:
+        """For each text asked the `count` known ones most like it; what found them is added to `about`.
+
+        encoder: "own" for the model's own states. BadSetting where nothing tells how alike texts are.
+        """
+        if self.alike is None:
+            raise BadSetting("Nothing tells here how alike facts are; ask for none by likeness.")
+        found = self.alike(asked, known, count, encoder == "own")
+        about.append(found.told)
+        return found
 
     def covariances(self, layers: Sequence[int], floor: float) -> dict[int, Covariance]:
         """Per layer what the closed form protects; StatisticsMissing when it was never collected."""

@@ -12,7 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from editing_core.editors.base import Editor, EditOutcome
-from editing_core.editors.memit import MemitSettings
+from editing_core.editors.materials import Materials
+from editing_core.editors.memit import MemitSettings, ridge
+from editing_core.editors.pocket import POCKET_MODULE, SEARCHED
+from editing_core.editors.row import EditorRow, Preset
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.spread import Solver, Spread
 from editing_core.editors.steps.targets import optimise_targets
@@ -44,3 +47,39 @@ class Pmet(Editor):
         wanted = in_stream(lm, layers[-1], targets.values[mlp])
         way = Spread(added, self.objective, layers, self.solve, share=lambda remaining: remaining**0.5)
         return EditOutcome(way.write(lm, requests, wanted, watch), targets.log)
+
+
+def build_pmet(settings: PmetSettings, materials: Materials) -> Pmet:
+    """The editor with its closed form."""
+    return Pmet(settings, ridge(settings, materials), materials.objective(materials.grouped()))
+
+
+ROW = EditorRow(
+    "pmet",
+    "PMET",
+    "Optimises attention and MLP together, writes only the MLP's part.",
+    "https://arxiv.org/abs/2308.08742",
+    PmetSettings,
+    build_pmet,
+    lambda s: s.layers,
+    {
+        "pocket-gpt2": Preset(
+            PmetSettings(layers=(0, 1, 2), covariance_weight=300.0, clamp=3.0, **POCKET_MODULE),
+            SEARCHED,
+        ),
+        "pocket-llama": Preset(
+            PmetSettings(layers=(0, 1, 2), covariance_weight=300.0, clamp=1.5, **{**POCKET_MODULE, "decay": 0.01}),
+            SEARCHED,
+        ),
+        "pocket-gptj": Preset(
+            PmetSettings(layers=(0, 1, 2, 3), covariance_weight=300.0, clamp=3.0, **POCKET_MODULE),
+            SEARCHED,
+        ),
+        "gpt2-xl": Preset(
+            PmetSettings(layers=(13, 14, 15, 16, 17), steps=20, covariance_weight=20000.0),
+            "ResolveUnderOverEdit",
+        ),
+        "gpt-j-6b": Preset(PmetSettings(steps=30, rate=0.2, kl_factor=1.0), "EasyEdit"),
+        "llama-2-7b": Preset(PmetSettings(layers=(4, 5, 6, 7, 8), steps=20, clamp=1.0), "EasyEdit"),
+    },
+)

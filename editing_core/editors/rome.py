@@ -13,8 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editing_core.depths import SINGLE
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import one_by_one_load
+from editing_core.editors.materials import Materials
+from editing_core.editors.pocket import POCKET_ROME, SEARCHED
+from editing_core.editors.row import KEYS as NEIGHBOR_KEYS
+from editing_core.editors.row import EditorRow, Preset
 from editing_core.editors.settings import TargetSettings
+from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.keys import SubjectRows, average, states_at_subject
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.targets import optimise_targets
@@ -98,3 +105,43 @@ class Rome(Editor):
             key = torch.cholesky_solve(key[:, None], self.covariance.cholesky.to(key.device))[:, 0]
         direction: Tensor = key / key.norm()
         return direction
+
+
+NOT_SPREAD = (
+    "they are protected while a change is spread, which it does not do; set keys to 0, or choose an editor that "
+    "spreads, such as MEMIT."
+)
+
+
+def build_rome(settings: RomeSettings, materials: Materials) -> Rome:
+    """ROME or R-ROME."""
+    covariance = None
+    if settings.covariance:
+        covariance = materials.covariances([settings.layer], settings.covariance_floor)[settings.layer]
+    contexts = Contexts.flat(draw_prefixed(materials.lm, ((5, 10), (10, 10)), materials.seed))
+    return Rome(settings, covariance, materials.objective(contexts))
+
+
+ROW = EditorRow(
+    "rome",
+    "ROME",
+    "One fact after the other, a rank-one update of one layer each.",
+    "https://arxiv.org/abs/2202.05262",
+    RomeSettings,
+    build_rome,
+    lambda s: [s.layer],
+    by_depth=SINGLE,
+    presets={
+        "pocket-gpt2": Preset(RomeSettings(layer=2, clamp=4.0, **POCKET_ROME), SEARCHED),
+        "pocket-llama": Preset(RomeSettings(layer=2, clamp=6.0, **POCKET_ROME), SEARCHED),
+        "pocket-gptj": Preset(RomeSettings(layer=2, clamp=4.0, **POCKET_ROME), SEARCHED),
+        "gpt2-xl": Preset(RomeSettings(layer=17, steps=20), "kmeng01/rome"),
+        "gpt-j-6b": Preset(RomeSettings(layer=5, steps=20), "kmeng01/rome"),
+        "llama-2-7b": Preset(RomeSettings(layer=5, steps=25, decay=1e-3), "EasyEdit, with covariance"),
+    },
+    needs_statistics=lambda s: s.covariance,
+    faithful={"*": {"covariance": False, "key": "mixed"}},
+    load=one_by_one_load,
+    one_by_one=True,
+    cannot={NEIGHBOR_KEYS: NOT_SPREAD},
+)

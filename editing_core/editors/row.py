@@ -8,15 +8,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from editing_core.depths import SPREAD, depth_of, layers_at
+from editing_core.editors.assist import Assist
 from editing_core.editors.base import Editor
+from editing_core.editors.load import LoadOf, spread_load
 from editing_core.editors.materials import Materials
 from editing_core.editors.recipes import Recipe
 from editing_core.errors import BadSetting
 from editing_core.models.catalog import unknown
 from editing_core.settings import Settings
 
-# What some editors cannot be asked for, by what is asked
-BATCH, SEQUENTIAL, ASSIST = "several facts at once", "one chunk after the other", "neighbor assistance"
+# What some editors cannot be asked for: protection is that of keys in a closed form, assistance is any
+BATCH, SEQUENTIAL = "several facts at once", "one chunk after the other"
+ASSIST, PROTECTION, KEYS = "neighbor assistance", "protected neighbors or subjects", "protected neighbor keys"
+_OFF = Assist()
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,9 @@ class EditorRow:
     faithful: settings with which it does what the published code of the UnderEdit & OverEdit paper does, per
     model and, under "*", for all. recipes: named changes of the preset. remark: what users should know of how it
     goes together with iterations and assistance. cannot: what it is refused for, with the reason and what to do, by
-    one of BATCH, SEQUENTIAL and ASSIST. whole_rows: whether all its forwards read rows whole, as edits that look at
-    prompts need it.
+    one of the five above. whole_rows: whether all its forwards read rows whole, as edits that look at
+    prompts need it. load: what one iteration computes. one_by_one: whether facts are written one after the other.
+    beside: whether weights stay as they are.
     """
 
     name: str
@@ -61,10 +66,20 @@ class EditorRow:
     remark: str = ""
     cannot: Mapping[str, str] = field(default_factory=dict)
     whole_rows: bool = False
+    load: LoadOf = spread_load
+    one_by_one: bool = False
+    beside: bool = False
 
-    def check(self, facts: int, chunks: int = 1, assisted: bool = False) -> None:
-        """BadSetting with the reason where it cannot do so many facts at once or chunks, or be assisted."""
-        asked = {BATCH: facts > 1, SEQUENTIAL: chunks > 1, ASSIST: assisted}
+    def check(self, facts: int = 1, chunks: int = 1, assist: Assist = _OFF) -> None:
+        """BadSetting with the reason where it cannot do so many facts at once or chunks, or be assisted like that."""
+        protects = assist.keys > 0 or assist.statistics != "tokens"
+        asked = {
+            BATCH: facts > 1,
+            SEQUENTIAL: chunks > 1,
+            ASSIST: assist.uses_neighbors or protects,
+            PROTECTION: protects,
+            KEYS: assist.keys > 0,
+        }
         for what, reason in self.cannot.items():
             if asked[what]:
                 raise BadSetting(f"{self.label} was asked for {what}: {reason}")

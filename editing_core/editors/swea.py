@@ -10,18 +10,21 @@ In: EditRequests. Out: SubjectOffsets. Source: Li et al. 2024, https://arxiv.org
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import ceil
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import AT_ONCE, BARE_TOKENS, FACT_TOKENS, ROW_TOKENS, Load, gradients
 from editing_core.editors.materials import Materials
+from editing_core.editors.pocket import pocket
+from editing_core.editors.row import ASSIST, EditorRow, Preset
 from editing_core.editors.steps.attribution import GRIDS, Path, Site, integrated_gradients, questions
-from editing_core.editors.steps.contexts import Contexts, draw_prefixed
 from editing_core.editors.steps.offset_rows import Case, carried, case_of, exchanged, forms_of, matches
 from editing_core.editors.steps.offsets import OffsetSettings, Optimised, optimise_offsets
 from editing_core.editors.steps.rows import Objective, log_perplexity
-from editing_core.errors import BadSetting
 from editing_core.models.language_model import LanguageModel, fitted
 from editing_core.models.reading import read
 from editing_core.models.subjects import Finder, Ids, Offset, SubjectOffsets, Wish, offsets_on
@@ -50,6 +53,7 @@ class SweaSettings(OffsetSettings):
 class Swea(Editor):
     """The editor. kept: per subject prompts about other facts of it that the unedited model knows."""
 
+    once: ClassVar[str] = "a subject's offsets are optimised with all its facts until these are likely."
     settings: SweaSettings
     objective: Objective
     kept: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -225,17 +229,48 @@ def known(lm: LanguageModel, facts: Sequence[Probe]) -> list[Probe]:
 
 
 def build_swea(settings: SweaSettings, materials: Materials) -> Swea:
-    """The editor, with the known facts to keep; BadSetting where neighbors or their keys are to assist."""
+    """The editor, with the known facts to keep."""
     m = materials
-    if m.assist.uses_neighbors or m.assist.statistics != "tokens":
-        raise BadSetting(
-            "Neighbors are about other subjects, whose embeddings SWEA leaves alone, and it has no closed form; set "
-            "neighbors off, keys to 0 and statistics to tokens."
-        )
     names = {request.subject for request in m.requests}
     facts = [fact for fact in m.facts() if fact.subject in names] if settings.preserve else []
     kept: dict[str, tuple[str, ...]] = {}
     for fact in known(m.lm, facts):
         kept[str(fact.subject)] = (*kept.get(str(fact.subject), ()), fact.prompt)[:MOST_KEPT]
-    contexts = Contexts.grouped(draw_prefixed(m.lm, ((10, 5),), m.seed))
-    return Swea(settings, m.objective(contexts), kept)
+    return Swea(settings, m.objective(m.grouped()), kept)
+
+
+def offsets_load(s: SweaSettings, facts: int, _depth: int) -> Load:
+    """Offsets, then scaled copies of two forms of a subject's three tokens, one at a time."""
+    paths = 6 * facts * (s.suppress > 0)
+    copies = gradients(paths * s.points * BARE_TOKENS, ceil(paths * s.points * BARE_TOKENS / AT_ONCE))
+    rows = gradients(2 * FACT_TOKENS * facts, ceil(facts / TOGETHER)).times(s.steps)
+    return rows + copies + Load(MOST_KEPT * facts * ROW_TOKENS, 2)
+
+
+ROW = EditorRow(
+    "swea",
+    "SWEA+OS",
+    "Adds offsets to a subject's embeddings wherever a prompt names it; no weight changes.",
+    "https://arxiv.org/abs/2401.17809",
+    SweaSettings,
+    build_swea,
+    lambda _settings: (),
+    presets={
+        "pocket-gpt2": Preset(SweaSettings(), "GPT-J's, tried on the tune records"),
+        **pocket(SweaSettings(), "as pocket-gpt2's", True, ("pocket-llama", "pocket-gptj")),
+        "gpt2-xl": Preset(SweaSettings(), "as GPT-J's", True),
+        "gpt-j-6b": Preset(SweaSettings(), "xpq-tech/SWEA"),
+        "llama-2-7b": Preset(SweaSettings(), "xpq-tech/SWEA"),
+    },
+    needs_statistics=lambda _settings: False,
+    needs_facts=lambda s: s.preserve > 0,
+    faithful={"*": {"preserve": 0.0, "start": "embeddings"}},
+    cannot={
+        ASSIST: "neighbors are about other subjects, whose embeddings it leaves alone, and it has no closed form; set "
+        "neighbors off, keys to 0 and statistics to tokens."
+    },
+    whole_rows=True,
+    load=offsets_load,
+    beside=True,
+    remark="Other spellings of the subject's name are other tokens and are not found.",
+)

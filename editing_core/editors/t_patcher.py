@@ -15,17 +15,19 @@ after the other. Only the block of the neurons and those above are run while the
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import torch
 from torch import Tensor
 
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
+from editing_core.editors.load import AT_ONCE, BARE_TOKENS, Load, gradients
 from editing_core.editors.materials import Materials
+from editing_core.editors.row import PROTECTION, EditorRow, Preset
 from editing_core.editors.steps.contexts import Contexts, draw_texts
 from editing_core.editors.steps.patching import Patching, PatchSettings
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.training import thinned
-from editing_core.errors import BadSetting
 from editing_core.models.beside import mlp_inputs
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.neurons import SideNeurons, neurons_on
@@ -93,13 +95,8 @@ def _log(initial: Tensor, history: Sequence[dict[str, float]]) -> TargetLog:
 
 
 def build_t_patcher(settings: TPatcherSettings, materials: Materials) -> TPatcher:
-    """The editor with its memory; BadSetting where assistance asks for what training has no place for."""
+    """The editor with its memory."""
     m, about = materials, list[str]()
-    if m.assist.keys or m.assist.statistics != "tokens":
-        raise BadSetting(
-            "Neighbor keys and statistics of subjects are protected in a closed form, which T-Patcher has not; set "
-            "keys to 0 and statistics to tokens."
-        )
     texts = list(m.texts()) if settings.memory else []
     if settings.memory and not texts:
         about.append(f"No corpus comes with {m.lm.name}; the memory is of texts it wrote itself before the edit.")
@@ -121,3 +118,37 @@ def draw_memory(lm: LanguageModel, layer: int, texts: Sequence[str], count: int,
     if not rows:
         return torch.zeros(0, lm.model.config.get_text_config().hidden_size, dtype=lm.precision, device=lm.device)
     return lm.fitting(lambda: mlp_inputs(lm, layer, rows, [range(len(row)) for row in rows]))[:count]
+
+
+def patching_load(s: TPatcherSettings, facts: int, depth: int) -> Load:
+    """Steps on the last block alone, facts one after the other, and queries of ordinary texts."""
+    one = gradients(BARE_TOKENS / depth, 1 / depth).times(s.steps) + Load(2 * BARE_TOKENS, 2)
+    return one.times(facts) + Load(s.memory, ceil(s.memory / AT_ONCE))
+
+
+ROW = EditorRow(
+    "t-patcher",
+    "T-Patcher",
+    "One neuron in the last MLP for every wrong token, silent elsewhere.",
+    "https://arxiv.org/abs/2301.09785",
+    TPatcherSettings,
+    build_t_patcher,
+    lambda s: [s.layer],
+    by_depth=(1, 1.0),
+    presets={
+        "pocket-gpt2": Preset(TPatcherSettings(layer=5), "the published settings, fewer steps"),
+        "pocket-llama": Preset(TPatcherSettings(layer=5), "as pocket-gpt2's, its last layer", True),
+        "pocket-gptj": Preset(TPatcherSettings(layer=6), "as pocket-gpt2's, its last layer", True),
+        "gpt2-xl": Preset(TPatcherSettings(layer=47), "the published settings, fewer steps", True),
+        "gpt-j-6b": Preset(TPatcherSettings(), "the published settings, fewer steps", True),
+        "llama-2-7b": Preset(TPatcherSettings(layer=31), "the published settings, fewer steps", True),
+    },
+    needs_statistics=lambda _settings: False,
+    cannot={
+        PROTECTION: "keys are protected in a closed form, which it has not; set keys to 0 and statistics to tokens."
+    },
+    whole_rows=True,
+    load=patching_load,
+    one_by_one=True,
+    beside=True,
+)

@@ -1,6 +1,7 @@
 """Neighbor assistance: what an edit neighbor's row is, what it weighs, and that nothing else changes."""
 
-from dataclasses import fields, replace
+import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from editing_core.editors.assist import Assist
 from editing_core.editors.iterative import Iterative
-from editing_core.editors.materials import Materials
+from editing_core.editors.row import ASSIST, KEYS, PROTECTION
 from editing_core.editors.settings import TargetSettings
 from editing_core.editors.steps import targets as module
 from editing_core.editors.steps.contexts import Contexts
@@ -19,17 +20,17 @@ from editing_core.editors.steps.staged import Staged
 from editing_core.editors.steps.targets import optimise_targets
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadSetting
+from editing_core.making import build_editor
 from editing_core.models.hooks import steering
 from editing_core.models.norms import at_down
 from editing_core.registry import EDITORS
+from editing_core.session import run_edit
 from editing_core.types import EditRequest, Probe
 from tests.conftest import DISTINCT, bit_equal, each_of, snapshot, tiny_model
-from tests.engine.conftest import TRAINED
+from tests.engine.conftest import as_numbers, materials, plan, small
 from tests.engine.test_targets import uneven_threshold
 
 SETTINGS = TargetSettings(steps=6, rate=0.3, relative_rate=True, stop_below=0.0, clamp=4.0)
-TINY = {"layer": 1, "layers": (0, 1), "covariance_weight": 1.0, "threshold": 0.5, "relative": True, "ridge": 0.1}
-TINY |= {"steps": 3, "rate": 0.3, "relative_rate": True, "clamp": 2.0, "covariance_floor": 1e-3}
 PETER = Probe("Peter Smith was born in", "the United States", "Peter Smith")
 TOWER = Probe("Everybody knows that the new tower was built by", "German", "the new tower")
 NA = Assist(neighbors="na")
@@ -322,19 +323,12 @@ def test_batched_equals_one_by_one_when_records_finish_early(double_lm, aided, c
 
 def build(name, lm, store, corpus, assist):
     """An editor of this name with small settings, statistics included."""
-    row = EDITORS[name]
-    known = {f.name for f in fields(row.settings_class)}
-    wanted = {**TINY, **TRAINED} if name == "finetuning" else TINY
-    settings = row.settings_class().changed({name: value for name, value in wanted.items() if name in known})
+    row, settings = EDITORS[name], small(name)
     store.collect(lm, list(row.layers(settings)), corpus)
-    return row.build(settings, Materials(lm, store, corpus, 0, assist))
+    return row.build(settings, materials(lm, store, corpus, assist=assist))
 
 
-def dense(delta):
-    return {name: update.dense() for name, update in delta.updates.items()}
-
-
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", [name for name, row in EDITORS.items() if ASSIST not in row.cannot])
 def test_every_editor_takes_neighbors_in_and_leaves_no_trace(name, tiny_lm, store, corpus, aided):
     before, editor = snapshot(tiny_lm.model), build(name, tiny_lm, store, corpus, NA)
     assert editor.objective.assist == NA
@@ -344,9 +338,9 @@ def test_every_editor_takes_neighbors_in_and_leaves_no_trace(name, tiny_lm, stor
     stop = StopSettings(iterations=1, stop="none")
     first, second, plain = (Iterative(e, stop).edit(tiny_lm, aided) for e in (editor, editor, alone))
     assert bit_equal(tiny_lm.model, before)
-    for parameter, update in dense(first.delta).items():
-        assert torch.equal(update, dense(second.delta)[parameter])
-        assert relative(update, dense(plain.delta)[parameter]) > 0.01
+    for parameter, update in as_numbers(first.delta).items():
+        assert torch.equal(update, as_numbers(second.delta)[parameter])
+        assert relative(update, as_numbers(plain.delta)[parameter]) > 0.01
     (done,), (again,) = first.rounds, second.rounds
     assert torch.equal(done.log_p_spread, again.log_p_spread)
     assert torch.equal(done.log_p_optimised, again.log_p_optimised)
@@ -355,11 +349,26 @@ def test_every_editor_takes_neighbors_in_and_leaves_no_trace(name, tiny_lm, stor
     assert not torch.allclose(done.log_p_optimised, done.outcome.targets.log_p_all)
 
 
-@pytest.mark.parametrize("name", ["rome", "r-rome"])
-def test_rome_refuses_neighbor_keys(name, tiny_models, store, corpus):
-    told = "protected while a change is spread, which ROME does not do; set keys to 0, or choose an editor that spreads"
-    with pytest.raises(BadSetting, match=told):
-        build(name, tiny_models("gpt2"), store, corpus, Assist(keys=1.0))
+ASKED = {ASSIST: Assist(neighbors="na"), PROTECTION: Assist(statistics="subjects"), KEYS: Assist(keys=1.0)}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_assistance_that_has_no_part_is_refused_with_the_reason(name, tiny_models, store, requests_):
+    """The row says what; all else of assistance it takes."""
+    row, lm = EDITORS[name], tiny_models("gpt2")
+    refused = set(row.cannot) & ASKED.keys()
+    refused |= {PROTECTION} if ASSIST in refused else set()
+    refused |= {KEYS} if PROTECTION in refused else set()
+    for what, assist in ASKED.items():
+        if what not in refused:
+            row.check(assist=assist)
+            continue
+        how = replace(plan(name), assist=assist)
+        told = f"^{re.escape(row.label)} was asked for (neighbor|protected).*set "
+        with pytest.raises(BadSetting, match=told):
+            build_editor(lm, requests_, how, store)
+        with pytest.raises(BadSetting, match="was asked for"):
+            run_edit(lm, requests_[:1], how, store)
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet", "emmet", "alphaedit"])
@@ -369,7 +378,7 @@ def test_editors_that_spread_write_less_along_neighbor_keys(name, tiny_models, s
     off, on = (build(name, lm, store, corpus, a).edit(lm, aided).delta for a in (Assist(), Assist(keys=1e4)))
     places = [n.place for n in aided[2].edit_neighbors]
     keys = keys_of(lm, SubjectRows.of(lm, places, Contexts()), Contexts(), 0)
-    before, now = (dense(delta)[f"{lm.architecture.down(0)}.weight"] for delta in (off, on))
+    before, now = (as_numbers(delta)[f"{lm.architecture.down(0)}.weight"] for delta in (off, on))
     assert (now @ keys).norm() < 1e-2 * (before @ keys).norm()
     assert now.norm() > 1e-2 * before.norm()
 

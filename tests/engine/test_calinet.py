@@ -17,7 +17,7 @@ from editing_core.editors.steps.tails import Tail
 from editing_core.errors import BadRequest, BadSetting, Cancelled, NotFinite
 from editing_core.models import edits
 from editing_core.models.beside import beside, is_gated
-from editing_core.models.neurons import SideNeurons, neurons_on
+from editing_core.models.neurons import neurons_on
 from editing_core.types import Probe
 from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot
 
@@ -27,11 +27,6 @@ QUICK = CaliNetSettings(
     layers=(1, 2), neurons=8, contexts=1, random_facts=2, similar_facts=0, steps=25, rate=3e-2, enough=1e-3
 )
 POCKET = CaliNetSettings(layers=(5,), neurons=16, rate=3e-3, kl=10.0, random_facts=64, similar_facts=64)
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    monkeypatch.setitem(edits.KINDS, "neurons", SideNeurons)
 
 
 def editor(lm, requests, settings=QUICK, facts=FACTS, **more):
@@ -148,14 +143,14 @@ def test_facts_are_taken_in_turn_and_once(tiny_models, requests_):
     lm = tiny_models("gpt2")
 
     def alike(asked, _known, count, _own):
-        return Alike([list(range(count))] * len(asked), "told")
+        return Alike([list(range(count))] * len(asked), [[0.5] * count] * len(asked), "told")
 
     one = editor(lm, requests_, QUICK.changed({"similar_facts": 2, "most_facts": 3}), alike=alike)
     assert one.about == ("told",)
     assert [fact.kind for fact in one.unrelated[1]][:2] == ["similar", "random"]
     kept = one._kept(requests_)
     assert len(kept) == len({fact.prompt for fact in kept}) == 3
-    with pytest.raises(BadSetting, match="similar facts to 0"):
+    with pytest.raises(BadSetting, match="none by likeness"):
         editor(lm, requests_, QUICK.changed({"similar_facts": 2}))
     with pytest.raises(BadRequest, match="No unedited facts"):
         editor(lm, requests_, facts=())
@@ -186,8 +181,6 @@ def test_assistance(tiny_models, requests_):
         plain = editor(lm, [request]).edit(lm, [request]).targets
         assisted = editor(lm, [request], assist=Assist(neighbors="na", weight=3.0)).edit(lm, [request]).targets
         assert assisted.history[0]["target"] != pytest.approx(plain.history[0]["target"], rel=1e-3)
-        with pytest.raises(BadSetting, match="closed form"):
-            editor(lm, [request], assist=Assist(statistics="subjects"))
 
 
 def test_a_loss_that_is_no_number_is_refused(tiny_models, requests_, monkeypatch):
@@ -208,7 +201,8 @@ def on_pocket(lm, requests, settings=POCKET):
         """Those that share most words; the sentence encoder takes longer than the test should."""
         words = [set(text.split()) for text in known]
         mine = [set(text.split()) for text in asked]
-        return Alike([sorted(range(len(known)), key=lambda n: -len(words[n] & own))[:count] for own in mine], "")
+        found = [sorted(range(len(known)), key=lambda n: -len(words[n] & own))[:count] for own in mine]
+        return Alike(found, [[0.5] * count] * len(asked), "")
 
     one = editor(lm, requests, settings, unedited(known_facts(0), requests), alike=alike)
     return one.edit(lm, requests).delta

@@ -369,6 +369,14 @@ def test_r_rome_is_rome_with_one_key_and_without_statistics(tiny_lm, requests_, 
             editor_row(name).build(editor_row(name).settings_class().changed(wanted), materials)
 
 
+FAITHFUL = {
+    "rome": {"covariance": False, "key": "mixed"},
+    "alphaedit": {"cache": "iteration"},
+    "kn": {"site": "pre", "grid": "ends", "old": "choice", "follow": "choice", "several": "sum"},
+    "grace": {"start": "cold", "share": True, "published_radii": True, "stop_below": 0.0},
+    "swea": {"preserve": 0.0, "start": "embeddings"},
+}
+PROTECTING = ("memit", "pmet", "emmet", "alphaedit")  # with statistics, faithful or not
 MODELS = ("pocket-gpt2", "gpt2-xl", "gpt-j-6b", "llama-2-7b", "a model without presets")
 
 
@@ -377,14 +385,14 @@ MODELS = ("pocket-gpt2", "gpt2-xl", "gpt-j-6b", "llama-2-7b", "a model without p
 def test_faithful_presets_change_what_the_published_code_does_otherwise(name, model):
     row = editor_row(name)
     clean, faithful = row.preset(model), row.preset(model, "faithful")
-    changes = {"rome": {"covariance": False, "key": "mixed"}, "alphaedit": {"cache": "iteration"}}.get(name, {})
+    changes = FAITHFUL.get(name, {})
     if (name, model) == ("memit", "llama-2-7b"):
         changes = {"decay": 1e-3, "clamp": 4.0}
     assert row.preset(model, "clean") == clean
     assert faithful.settings == clean.settings.changed(changes)
     assert (faithful.settings != clean.settings) == bool(changes)
     assert (faithful.source, faithful.suggested) == (clean.source, clean.suggested)
-    assert row.needs_statistics(faithful.settings) == (name not in ("rome", "r-rome", "finetuning"))
+    assert row.needs_statistics(faithful.settings) == (name in PROTECTING)
 
 
 def test_a_pass_whose_targets_are_not_finite_is_rolled_back(tiny_models, requests_, store, corpus, monkeypatch):

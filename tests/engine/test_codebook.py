@@ -258,8 +258,7 @@ def test_what_no_codebook_gave_is_refused(changed):
         Codebook.of(*changed(good.tensors(), good.facts()))
 
 
-def test_saved_and_loaded_it_answers_as_before(tiny_lm, tmp_path, monkeypatch):
-    monkeypatch.setitem(edits.KINDS, Codebook.kind, Codebook)
+def test_saved_and_loaded_it_answers_as_before(tiny_lm, tmp_path):
     made = book(tiny_lm, (PROMPT, OTHER), radius=0.5).described({"editor": "test"})
     made.save(tmp_path / "edit.safetensors")
     back = edits.load(tmp_path / "edit.safetensors")
@@ -274,8 +273,7 @@ def test_saved_and_loaded_it_answers_as_before(tiny_lm, tmp_path, monkeypatch):
         assert torch.equal(outputs(tiny_lm, batch)[0], before)
 
 
-def test_an_empty_one_is_saved_too(tmp_path, monkeypatch):
-    monkeypatch.setitem(edits.KINDS, Codebook.kind, Codebook)
+def test_an_empty_one_is_saved_too(tmp_path):
     Codebook(2).save(tmp_path / "edit.safetensors")
     assert edits.load(tmp_path / "edit.safetensors").empty
 

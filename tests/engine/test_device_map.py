@@ -17,7 +17,7 @@ from editing_core.registry import EDITORS
 from editing_core.session import run_edit
 from editing_core.statistics.covariance import CovarianceStore
 from tests.conftest import tiny_model
-from tests.engine.conftest import EVALUATOR, OWN, SMALL, TRAINED, plan
+from tests.engine.conftest import EVALUATOR, asked_of, plan, same_edit, small
 from tests.engine.two_devices import FIRST, SECOND, TwoDevices, split
 
 FAMILIES = ("gpt2", "gptj", "llama", "opt", "gemma2")
@@ -25,30 +25,17 @@ FAMILIES = ("gpt2", "gptj", "llama", "opt", "gemma2")
 CASES = [("llama", editor) for editor in EDITORS] + [(family, "pmet") for family in FAMILIES if family != "llama"]
 
 
-def settings_of(editor):
-    if editor == "finetuning":
-        return EDITORS[editor].settings_class().changed({**TRAINED, "layers": (0, 1)})
-    small = OWN["rome"] if editor in ("rome", "r-rome") else SMALL
-    return EDITORS[editor].settings_class().changed({**small, **OWN.get(editor, {})})
-
-
 def edited(lm, requests, editor, store, corpus, layers=(0, 1)):
-    settings = settings_of(editor)
-    if hasattr(settings, "layers"):
-        settings = settings.changed({"layers": layers})
-    else:
-        settings = settings.changed({"layer": layers[-1]})
+    settings = small(editor, layers=layers, layer=layers[-1])
     store.remember(lm, corpus)
     store.collect(lm, list(layers), corpus)
     how = plan("memit")
     how = type(how)(editor, settings, StopSettings(iterations=2, stop="none"), how.seed)
-    return run_edit(lm, requests, how, store, evaluator=EVALUATOR)
+    return run_edit(lm, asked_of(editor, requests), how, store, evaluator=EVALUATOR)
 
 
 def same(here, there):
-    for name, update in there.delta_at(2).updates.items():
-        own = here.delta_at(2).updates[name].dense()
-        torch.testing.assert_close(own, update.dense(), atol=2e-3 * float(update.dense().abs().max()), rtol=0)
+    same_edit(here, there)
     for column in ("p_new", "p_true"):
         own, plain = (result.probes[column].to_numpy(float) for result in (here, there))
         assert own == pytest.approx(plain, abs=1e-5, rel=1e-3)

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from editing_core.duration import Load, edit_load, look_load, seconds
+from editing_core.duration import edit_load, look_load, seconds
+from editing_core.editors.load import Load
 from editing_core.editors.stopping import StopSettings
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel

@@ -169,18 +169,19 @@ def test_vectors_kept_are_not_computed_again(tiny_models):
 
 def test_nearest_is_by_cosine_and_ties_by_number():
     items = torch.nn.functional.normalize(torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [1.0, 0.0]]), dim=1)
-    assert nearest(torch.tensor([[1.0, 0.0]]), items, 3) == [[1, 3, 2]]
-    assert nearest(items, items, 1) == [[0], [1], [2], [1]]
-    assert nearest(items[:2], items, 9)[0] == [0, 2, 1, 3]
-    assert nearest(items[:2], torch.zeros(0, 0), 3) == [[], []]
+    assert nearest(torch.tensor([[1.0, 0.0]]), items, 3)[0] == [[1, 3, 2]]
+    assert nearest(items, items, 1)[0] == [[0], [1], [2], [1]]
+    assert nearest(items[:2], items, 9)[0][0] == [0, 2, 1, 3]
+    assert nearest(items[:2], torch.zeros(0, 0), 3) == ([[], []], [[], []])
 
 
 def test_many_queries_are_compared_as_few_are():
     torch.manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(300, 4), dim=1)
-    found = nearest(rows, rows, 2)
+    found, cosines = nearest(rows, rows, 2)
     assert [best[0] for best in found] == list(range(300))
-    assert found[299] == nearest(rows[299:], rows, 2)[0]
+    assert found[299] == nearest(rows[299:], rows, 2)[0][0]
+    assert cosines[299] == [float((rows[299] @ rows[n]).round(decimals=5)) for n in found[299]]
 
 
 def by_letter(texts):

@@ -476,7 +476,7 @@ def test_alike_is_asked_for_every_request(tiny_models, requests_):
 
     def alike(queries, items, number, own):
         asked.append((len(queries), len(items), number, own))
-        return Alike([[5, 1], [0, 2]], "Told by a test.")
+        return Alike([[5, 1], [0, 2]], [[1.0, 0.5]] * 2, "Told by a test.")
 
     built = editor(tiny_models("gpt2"), requests_, replace(PLAIN, similar_facts=2), facts=lambda: facts, alike=alike)
     assert asked == [(2, 6, 2, False)]
@@ -528,8 +528,6 @@ def test_edit_neighbors_are_trained_with_their_weight(tiny_models, requests_, we
 @pytest.mark.parametrize(
     ("settings", "assist", "words"),
     [
-        (PLAIN, Assist(keys=1.0), "protected in a closed form"),
-        (PLAIN, Assist(statistics="subjects"), "protected in a closed form"),
         (replace(PLAIN, bound=0.1), Assist(), "not for an adapter"),
         (replace(PLAIN, mask=False, labels="last"), Assist(), "set mask on"),
     ],

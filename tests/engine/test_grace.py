@@ -8,12 +8,9 @@ import torch
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.pool import unedited
 from editing_core.data.subjects import known_facts
-from editing_core.editors.assist import Assist
 from editing_core.editors.grace import Calibration, GraceSettings, build_grace
-from editing_core.editors.iterative import Iterative
 from editing_core.editors.materials import Materials
 from editing_core.editors.steps.values import Search, optimised
-from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting, Cancelled
 from editing_core.evaluation.scoring import generate, score_objects
 from editing_core.models import edits
@@ -223,14 +220,6 @@ def test_values_are_found_as_if_no_entry_answered(tiny_models, requests_):
     assert torch.equal(plain.tensors()["values"], later.tensors()["values"])
 
 
-def test_further_iterations_change_nothing(tiny_models, requests_):
-    with left_alone(tiny_models("llama")) as lm:
-        outcome = Iterative(editor(lm, requests_), StopSettings(iterations=3, stop="none")).edit(lm, requests_)
-    assert [len(done.delta.log) for done in outcome.rounds] == [2, 2, 2]
-    for done in outcome.rounds:
-        assert done.delta_ppl == pytest.approx(0, abs=1e-3 * done.ppl_spread)
-
-
 @pytest.mark.parametrize("steps", [0, 1, 2, 4])
 def test_stopped_at_any_step_nothing_stays_behind(tiny_lm, requests_, steps):
     before = snapshot(tiny_lm.model)
@@ -266,11 +255,7 @@ def test_the_last_layer_cannot_write_several_tokens_and_says_so(tiny_models, req
         assert editor(lm, requests_).edit(lm, requests_[1:]).notes == ()
 
 
-def test_assistance_and_bad_sites_are_refused(tiny_models, requests_):
-    lm = tiny_models("gpt2")
-    for assist in (Assist(neighbors="na"), Assist(keys=1.0), Assist(statistics="subjects")):
-        with pytest.raises(BadSetting, match="set neighbors to off"):
-            editor(lm, requests_, assist=assist)
+def test_bad_sites_are_refused(tiny_models, requests_):
     with pytest.raises(BadRequest, match="set query to down"):
         editor(tiny_models("opt"), requests_, replace(SMALL, query="mlp"))
 
@@ -370,9 +355,8 @@ def test_single_edits_flip_the_prompt_and_most_paraphrases(pocket, records):
     assert n > 0.8
 
 
-def test_thirty_edits_one_after_the_other_hold_and_keep_the_rest(pocket, records, tmp_path, monkeypatch):
+def test_thirty_edits_one_after_the_other_hold_and_keep_the_rest(pocket, records, tmp_path):
     """Measured: E 1.00, P 0.57, N 0.97."""
-    monkeypatch.setitem(edits.KINDS, Codebook.kind, Codebook)
     plain = first_choices(pocket, records)
     book, one = Codebook(), editor(pocket, records, POCKET)
     for request in records:

@@ -1,7 +1,7 @@
 """IKE: which known facts are shown, how, in which order, and what a model that can read does with them."""
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,46 +12,24 @@ from editing_core.data.encoder import encoder_of, nearest
 from editing_core.data.facts import bundled_facts, bundled_relations
 from editing_core.data.pool import unedited
 from editing_core.data.subjects import known_facts
-from editing_core.editors.assist import Assist
 from editing_core.editors.ike import IkeSettings, build_ike, longest
 from editing_core.editors.ike_data import Pool, kinds
-from editing_core.editors.iterative import Iterative
 from editing_core.editors.materials import Alike, Materials
 from editing_core.editors.steps.rows import Objective, log_perplexity
-from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, BadSetting, Cancelled
 from editing_core.evaluation.scoring import score_objects
 from editing_core.models.demonstrations import Demonstrations
 from editing_core.models.language_model import LanguageModel
 from editing_core.types import EditRequest, Probe, ignore
 from tests.conftest import THREE, cancel_after, each_of, left_alone, tiny_model
+from tests.engine.conftest import HOME, by_words
 
 tiny_lm = each_of(THREE)
 
 MARY = EditRequest("Mary Walker", "{} lives in", "London", "Paris", neighbors=(Probe("Tom lives in", "Paris", "Tom"),))
 JOHN = EditRequest("John Stone", "{} plays the", "guitar", "piano", case_id=1)
-HOME = [("Anna", "Rome"), ("Ben", "Rome"), ("Carl", "Oslo"), ("Dora", "Oslo"), ("Emil", "Kyiv"), ("Fay", "Kyiv")]
 HOME_FORMS = ("{} lives in", "The home of {} is")
 FACTS = [Probe(HOME_FORMS[n % 2].replace("{}", name), city, name, family="home") for n, (name, city) in enumerate(HOME)]
-
-
-@dataclass(frozen=True)
-class WithCosines(Alike):
-    """As `Alike` would be if it told cosines."""
-
-    cosines: tuple = ()
-
-
-def by_words(asked, known, count, _own):
-    """The share of words two texts have in common."""
-
-    def cosine(a, b):
-        one, other = set(a.split()), set(b.split())
-        return len(one & other) / len(one | other)
-
-    order = [sorted(range(len(known)), key=lambda n: -cosine(text, known[n]))[:count] for text in asked]
-    cosines = tuple([cosine(text, known[n]) for n in row] for text, row in zip(asked, order, strict=True))
-    return WithCosines(order, "Alike are facts that share words.", cosines)
 
 
 def built(lm, requests, seed=0, pool=FACTS, alike=by_words, **settings):
@@ -152,16 +130,6 @@ def test_the_framework_searches_all_three_of_each_fact(wide):
     query = "New Fact: Mary Walker lives in London\nPrompt: Mary Walker lives in\n\n"
     expected = by_words([query], [d.text for d in found], 1, False).cosines[0][0]
     assert found[0].similarity == max(d.similarity for d in found) == expected
-
-
-def test_without_cosines_the_order_is_still_told(wide):
-    def plain(*asked):
-        found = by_words(*asked)
-        return Alike(found.numbers, found.told)
-
-    own = edited(wide, [MARY], alike=plain).demonstrations
-    assert [replace(d, similarity=None) for d in edited(wide, [MARY]).demonstrations] == list(own)
-    assert {d.similarity for d in own} == {None}
 
 
 def test_no_demonstration_is_about_what_is_edited_or_measured(wide):
@@ -327,12 +295,13 @@ def test_same_seed_same_text_other_seed_another(wide):
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_iterating_adds_nothing(tiny_lm):
+def test_once_more_adds_nothing(tiny_lm):
     editor = built(tiny_lm, [MARY])
-    found = Iterative(editor, StopSettings(iterations=2, stop="none")).edit(tiny_lm, [MARY])
-    first, second = (done.delta for done in found.rounds)
-    assert first.facts() == second.facts()
-    assert float(found.rounds[1].log_p_spread) == pytest.approx(float(found.rounds[0].log_p_spread), abs=1e-6)
+    first = editor.edit(tiny_lm, [MARY])
+    with first.delta.applied(tiny_lm):
+        second = editor.edit(tiny_lm, [MARY])
+    assert first.delta.joined(second.delta).facts() == first.delta.facts()
+    assert float(second.targets.log_p_final) == pytest.approx(float(first.targets.log_p_final), abs=1e-6)
 
 
 def test_stopped_it_leaves_nothing(tiny_lm):
@@ -345,11 +314,8 @@ def test_stopped_it_leaves_nothing(tiny_lm):
         assert not tiny_lm.edited
 
 
-def test_what_a_text_has_no_place_for_is_refused(tiny_lm):
-    for assist in (Assist(neighbors="na"), Assist(keys=1.0), Assist(statistics="subjects")):
-        with pytest.raises(BadSetting, match="demonstrations do neither"):
-            build_ike(IkeSettings(), Materials(tiny_lm, None, None, assist=assist, requests=[MARY]))
-    with pytest.raises(BadSetting, match="set demonstrations to 0"):
+def test_without_facts_the_new_ones_stand_alone(tiny_lm):
+    with pytest.raises(BadSetting, match="none by likeness"):
         built(tiny_lm, [MARY], alike=None)
     assert built(tiny_lm, [MARY], alike=None, demonstrations=0).edit(tiny_lm, [MARY], ignore).delta.new
     outcome = built(tiny_lm, [MARY], pool=[]).edit(tiny_lm, [MARY])
@@ -361,7 +327,7 @@ def test_on_the_bundled_model_with_its_own_states(pocket):
 
     def own(asked, known, count, _own):
         encoder = encoder_of(pocket, own=True)
-        return Alike(nearest(encoder.encode(asked), encoder.encode_once(known), count), encoder.note)
+        return Alike(*nearest(encoder.encode(asked), encoder.encode_once(known), count), encoder.note)
 
     with left_alone(pocket):
         outcome = built(pocket, [request], pool=pool_of([request]), alike=own, demonstrations=8).edit(pocket, [request])

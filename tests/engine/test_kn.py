@@ -7,10 +7,9 @@ import torch
 from peft import PeftModel
 
 from editing_core.data.datasets import load_dataset, sample
-from editing_core.editors.assist import Assist
 from editing_core.editors.kn import NEURONS, KnSettings, build_kn, chosen, token_vectors, written
 from editing_core.editors.materials import Materials
-from editing_core.errors import BadRequest, BadSetting, Cancelled, ModelUnavailable
+from editing_core.errors import BadSetting, Cancelled, ModelUnavailable
 from editing_core.evaluation.scoring import score_objects
 from editing_core.export.adapter import write_adapter
 from editing_core.models import edits
@@ -104,14 +103,8 @@ def test_the_head_reads_in_another_direction_where_it_is_not_tied(tiny_models):
 
 def test_more_than_one_fact_is_refused(tiny_models, requests_):
     lm = tiny_models("gpt2")
-    with pytest.raises(BadRequest, match="one fact at a time and got 2"):
+    with pytest.raises(BadSetting, match="KN was asked for several facts at once: its neurons are those of one"):
         kn(lm).edit(lm, requests_)
-
-
-def test_assistance_is_refused(tiny_models):
-    materials = Materials(tiny_models("gpt2"), None, None, assist=Assist(neighbors="na"))
-    with pytest.raises(BadSetting, match="neighbors"):
-        build_kn(KnSettings(), materials)
 
 
 def test_a_vector_of_another_width_is_refused(tiny_models):

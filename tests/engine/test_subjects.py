@@ -22,11 +22,6 @@ PROMPT = "The birthplace of Mary Walker is"
 NAME = "Mary Walker"
 
 
-@pytest.fixture(autouse=True)
-def _known(monkeypatch):
-    monkeypatch.setitem(edits.KINDS, SubjectOffsets.kind, SubjectOffsets)
-
-
 def ids_of(lm, text):
     return tuple(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 

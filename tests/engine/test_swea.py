@@ -7,28 +7,22 @@ import torch
 
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.facts import bundled_facts, bundled_relations
-from editing_core.editors.assist import Assist
 from editing_core.editors.materials import Materials
 from editing_core.editors.steps.contexts import Contexts
 from editing_core.editors.steps.offset_rows import forms_of
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.swea import Swea, SweaSettings, build_swea, by_subject, carrying, known
-from editing_core.errors import BadSetting, Cancelled
+from editing_core.errors import Cancelled
 from editing_core.evaluation.scoring import score_objects
 from editing_core.models import edits
 from editing_core.models.gates import gated
-from editing_core.models.subjects import SubjectOffsets, offsets_on, plain_embeddings
+from editing_core.models.subjects import offsets_on, plain_embeddings
 from editing_core.types import EditRequest, Probe
 from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, seldom, snapshot, tiny_model
 
 tiny_lm = each_of(seldom(DISTINCT, THREE))
 CONTEXTS = Contexts.grouped(("The weather was fine. {}",))
 FREE = {"steps": 12, "rate": 0.5, "relative_rate": True, "clamp": 4.0, "kl_factor": 0.0, "decay": 0.0, "points": 5}
-
-
-@pytest.fixture(autouse=True)
-def _known(monkeypatch):
-    monkeypatch.setitem(edits.KINDS, SubjectOffsets.kind, SubjectOffsets)
 
 
 def swea(kept=None, contexts=CONTEXTS, **values):
@@ -208,11 +202,6 @@ def test_misses_among_the_paraphrases_are_told(tiny_models):
     request = EditRequest("Mary Walker", "{} was born in", "London", "Paris", ("MARY WALKER is from", "So Mary Walker"))
     notes = swea(steps=1).edit(tiny_models("gpt2"), [request]).notes
     assert notes[0].startswith("1 of 2 paraphrases")
-
-
-def test_assistance_is_refused(tiny_models):
-    with pytest.raises(BadSetting, match="other subjects"):
-        build_swea(SweaSettings(), Materials(tiny_models("gpt2"), None, None, assist=Assist(neighbors="nap")))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,9 @@ from editing_core.editors.steps.patching import Patching
 from editing_core.editors.steps.rows import Objective
 from editing_core.editors.steps.tails import Tail
 from editing_core.editors.t_patcher import TPatcherSettings, build_t_patcher, draw_memory
-from editing_core.errors import BadSetting, Cancelled, NotFinite
+from editing_core.errors import Cancelled, NotFinite
 from editing_core.models import edits
 from editing_core.models.beside import mlp_inputs
-from editing_core.models.neurons import SideNeurons
 from editing_core.statistics.covariance import Corpus
 from editing_core.types import Probe, ignore
 from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot
@@ -25,11 +24,6 @@ tiny_lm = each_of(DISTINCT)
 TEXTS = ("The weather was fine, and therefore we went home.", "The river runs through the old city.")
 QUICK = TPatcherSettings(layer=2, memory=20, steps=40, first_look=20, look_every=10, rate=3e-2)
 POCKET = TPatcherSettings(layer=5)
-
-
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    monkeypatch.setitem(edits.KINDS, "neurons", SideNeurons)
 
 
 def editor(lm, requests=(), settings=QUICK, texts=TEXTS, **more):
@@ -186,8 +180,6 @@ def test_neighbors_assist(tiny_lm, requests_):
     edit = assisted.edit(tiny_lm, [request]).delta
     assert len(edit.groups[0].cases) == len(plain.groups[0].cases)
     assert not torch.equal(edit.groups[0].values, plain.groups[0].values)
-    with pytest.raises(BadSetting, match="closed form"):
-        editor(tiny_lm, assist=Assist(keys=1.0))
 
 
 @pytest.mark.parametrize("changes", [{"value": "amplified"}, {"smoothing": 0.1}])

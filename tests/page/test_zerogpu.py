@@ -22,7 +22,7 @@ from components.work import Asking, climbing, comparing, editing, looking
 from components.zerogpu import LONGEST, ZeroGPU
 from editing_core.bench.desk import Desk, Limits
 from editing_core.comparing import prompts_of
-from editing_core.duration import Load
+from editing_core.editors.load import Load
 from editing_core.editors.recipes import LADDER
 from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, Cancelled, EditingError, NoGpu
