@@ -263,6 +263,13 @@ def _wire_view(tab: EditTab) -> None:
         api_name="tradeoff",
         show_progress="hidden",
     )
+    tab.comparison.source.input(
+        lambda source: comparison_view.comparison_html(source),
+        tab.comparison.source,
+        tab.comparison.table,
+        api_name="editors_side_by_side",
+        show_progress="hidden",
+    )
     gr.on(
         [tab.view.state.input, tab.view.text.input, tab.view.order.input],
         tab.on_cases,

@@ -57,6 +57,10 @@ WIDGETS: dict[str, tuple[str, str]] = {
     "case-text": ("Contains", "Only facts whose prompt, old or new object contains this text."),
     "case-order": ("Order", "The facts as they were given, or by one of the columns."),
     "tradeoff-source": ("Shown", "A bundled comparison of methods, or this page's own runs."),
+    "comparison-source": (
+        "Published figures beside",
+        "The data set and model of the survey (arXiv 2305.13172) whose figures stand beside those measured here.",
+    ),
     # The edit stack
     "stack-on": ("Switched on", "Edits that are on together; switched off, the model is bit for bit as before."),
     "stack-keep": (

@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from components import edit_form, header, progress_view, result_view, settings_form, tradeoff_view
+from components import comparison_view, edit_form, header, progress_view, result_view, settings_form, tradeoff_view
 from components.jobs import Job, Jobs
 from components.run_store import RunStore, StoredRun
 from components.shelf import EditShelf
@@ -72,6 +72,7 @@ class EditTab:
             with gr.Column(scale=5, min_width=330, elem_classes="es-right") as self.right:
                 self.view = result_view.build()
                 self.tradeoff = tradeoff_view.build()
+                self.comparison = comparison_view.build()
 
     def inputs(self) -> set[Any]:
         """What the form's handlers read. Not the slider: while a run ends it may stand beyond the new run's end."""

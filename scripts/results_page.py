@@ -20,10 +20,11 @@ from editing_core.evaluation.tradeoff import matched, stored_curve
 from editing_core.ladder import MORE, SUCCESSES, printed_row
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS, TABLE1, TRADEOFF, FULLSCALE, FINETUNING, PAGE = (
+RESULTS, TABLE1, TRADEOFF, COMPARISON, FULLSCALE, FINETUNING, PAGE = (
     ROOT / "docs" / "results.json",
     ROOT / "docs" / "table1.json",
     ROOT / "assets" / "tradeoff.json",
+    ROOT / "assets" / "comparison.json",
     ROOT / "docs" / "fullscale.json",
     ROOT / "docs" / "finetuning.json",
     ROOT / "docs" / "results.md",

@@ -132,7 +132,10 @@ class _Site:
         device = next(self.entries[-1].parameters()).device
         self.precision = lm.precision
         mine = [group for group in groups if group.layer == layer]
-        self.groups = mine if device.type == "meta" else [group.to(device, lm.precision) for group in mine]
+        # What is trained changes where it is: a copy on another device would stay as it was.
+        trained = any(t.requires_grad for group in mine for t in group.tensors().values())
+        stay = trained or device.type == "meta"
+        self.groups = mine if stay else [group.to(device, lm.precision) for group in mine]
 
     def enter(self, _module: nn.Module, args: tuple[Any, ...]) -> None:
         """Hook in front of the modules that read the input."""

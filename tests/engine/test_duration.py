@@ -11,7 +11,7 @@ from editing_core.editors.load import Load
 from editing_core.editors.stopping import StopSettings
 from editing_core.models.delta import WeightDelta
 from editing_core.models.language_model import LanguageModel
-from editing_core.registry import editor_row
+from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import look, run_edit
 from editing_core.types import EditRequest
@@ -53,12 +53,16 @@ def quick(pocket, store, corpus):
     return lm
 
 
-@pytest.mark.parametrize("editor", ["memit", "rome", "finetuning"])
+@pytest.mark.parametrize("editor", [name for name in EDITORS if name not in ("pmet", "emmet", "alphaedit", "r-rome")])
 def test_an_edit_comes_to_less_and_not_to_far_less(quick, store, editor):
-    changes = {"random_facts": 2, "paraphrases": 2, "least_steps": 0} if editor == "finetuning" else {}
-    wanted = plan(editor, **changes)
+    changes = {
+        "finetuning": {"random_facts": 2, "paraphrases": 2, "least_steps": 0},
+        "calinet": {"random_facts": 8, "similar_facts": 0, "steps": 20, "enough": 0.0},
+        "t-patcher": {"steps": 100},
+    }
+    wanted = plan(editor, **changes.get(editor, {}))
     tokens, passes = counted(quick, lambda: run_edit(quick, [FACT], wanted, store))
-    most = edit_load([FACT], wanted, generate=False)
+    most = edit_load([FACT], wanted, generate=False, depth=quick.layers)
     assert tokens <= most.tokens <= 8 * tokens
     assert passes <= most.passes <= 8 * passes
 

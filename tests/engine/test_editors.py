@@ -30,6 +30,7 @@ FREE = {"decay": 0.0, "kl_factor": 0.0, "steps": 10, "clamp": 4.0, "covariance_w
 FREE |= {"threshold": 0.05}
 # A random model makes nothing of what it reads, and its neurons recall nothing: see the tests of these editors.
 BLIND = {"ike", "kn"}
+ONCE = {"ike", "grace", "swea"}  # what they do is done after one iteration
 
 tiny_lm = each_of(seldom(DISTINCT, THREE))
 
@@ -46,7 +47,6 @@ def row(request):
 
 repeats = pytest.mark.parametrize("row", some(lambda row: row.name not in ONCE), indirect=True)
 weights = pytest.mark.parametrize("row", some(lambda row: not row.beside and row.name != "kn"), indirect=True)
-ONCE = {"ike", "grace", "swea"}  # what they do is done after one iteration
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_only_the_layers_asked_for_change(make, row, tiny_lm, requests_):
         assert proof.relative_norm > 0
 
 
-@repeats
+@weights
 def test_tolerance_stops_at_the_first_round_that_agrees(make, tiny_lm, facts_):
     outcome = make(rounds=4, stop="perplexity", tolerance=1e6).edit(tiny_lm, facts_)
     assert outcome.decision.rule == "perplexity"

@@ -28,12 +28,6 @@ every_lm = each_of(seldom(FAMILIES, DISTINCT))
 PROMPTS = ["Mary Walker was born in", "The old bridge over the river was built by the", "John"]
 
 
-@pytest.fixture(autouse=True)
-def known(monkeypatch):
-    """The kind is one of those that files may hold."""
-    monkeypatch.setitem(edits.KINDS, "neurons", SideNeurons)
-
-
 def drawn(layer=1, n=3, gated=False, cases=None, seed=0, activation="gelu", queries=False):
     some = torch.Generator().manual_seed(seed)
     parts = {name: torch.randn(n, WIDTH, generator=some) for name in ("keys", "values", "gate", "queries")}
