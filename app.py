@@ -264,9 +264,9 @@ def _wire_view(tab: EditTab) -> None:
         show_progress="hidden",
     )
     tab.comparison.source.input(
-        lambda source: comparison_view.comparison_html(source),
+        tab.on_comparison,
         tab.comparison.source,
-        tab.comparison.table,
+        [tab.comparison.table],
         api_name="editors_side_by_side",
         show_progress="hidden",
     )

@@ -1,4 +1,4 @@
-"""Editors side by side: the bundled run of every editor, in the layout of the survey's tables, and the survey's figures."""
+"""Editors side by side: every editor on the same facts, in the layout of the survey's tables, beside its figures."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ DATASETS = {"ZsRE": "ZsRE", "COUNTERFACT": "CounterFact"}
 CHOICES = {f"{DATASETS[dataset]}, {model}": (dataset, model) for dataset, model in SOURCES}
 SHARED = (*(name.capitalize() for name in SHARES), "Seconds per edit")
 NOT_COMPARABLE = (
-    "The two sides are not comparable number by number: the survey edited models of 3 and 6 billion parameters, on other "
-    "data and with two V100; what may be compared is which editors keep what."
+    "The two sides are not comparable number by number: the survey edited other models, of 3 and 6 billion parameters, "
+    "on other data and other hardware (two V100). What may be compared is which editors keep what."
 )
 NOTHING = "No comparison of the editors is bundled yet; the survey's figures are shown alone."
 
@@ -133,16 +133,17 @@ def finding(comparison: Comparison) -> str:
     if not cannot:
         return f"{told} All kinds count in the column Portability."
     return (
-        f"{told} Only {' and '.join(can)} counts in the column Portability; {' and '.join(cannot)} it cannot answer "
-        "even of facts it knows, so there a low figure says nothing about an editor."
+        f"{told} So the column Portability has only {' and '.join(can)}; {' and '.join(cannot)} it can hardly answer "
+        "even about facts it knows, and there a low figure says nothing about an editor."
     )
 
 
 def _hint(comparison: Comparison) -> str:
     row = next((row for row in comparison.rows if row.editor != UNEDITED), comparison.rows[0])
     return (
-        f"Here: {row.records} test records of pocket-facts, the preset of each editor, one iteration; shares in percent, "
-        f"seconds without measuring ({escape(row.machine)}). Memory per edit is what an edit keeps."
+        f"Here: {row.records} test records of pocket-facts, each editor's preset, one iteration; shares in percent, "
+        f"seconds without measuring ({escape(row.machine)}). Memory per edit is what an edit keeps. "
+        "Portability counts only questions of kinds that the model can answer, see below."
     )
 
 

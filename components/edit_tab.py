@@ -330,6 +330,10 @@ class EditTab:
         """Another comparison, or the page's own runs."""
         return tradeoff_view.show(self.tradeoff, str(values[self.tradeoff.source]), self._kept(values[self.history]))
 
+    def on_comparison(self, source: str) -> Shown:
+        """Other published figures beside the editors measured here."""
+        return comparison_view.show(self.comparison, source)
+
     def _own_tradeoff(self, values: Values) -> Shown:
         """The trade-off again, where it is the one of the page's own runs."""
         return self.on_tradeoff(values) if values[self.tradeoff.source] == tradeoff_view.OWN else {}

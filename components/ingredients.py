@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from html import escape
 from typing import Any
 
 import gradio as gr
@@ -16,14 +15,13 @@ OWN = "own choice"
 
 @dataclass(frozen=True)
 class Ingredients:
-    """Widgets, shown for an editor with recipes. editor: its name; ladder: trains by one recipe after the other."""
+    """Widgets, shown for the editor with recipes. editor: its name; ladder: trains by one recipe after the other."""
 
     editor: str
     box: gr.Group
     recipe: gr.Dropdown
     switches: gr.CheckboxGroup
     ladder: gr.Button
-    remark: gr.HTML
 
     @property
     def followers(self) -> list[Any]:
@@ -49,8 +47,7 @@ def build(row: EditorRow, settings: Settings, model: str) -> Ingredients:
             elem_classes="es-ingredients",
         )
         ladder = gr.Button("Compare ingredients on these facts", size="sm", elem_id="ladder")
-        remark = gr.HTML(f"<div class='es-hint es-remark'>{escape(row.remark)}</div>")
-    return Ingredients(row.name, box, recipe, switches, ladder, remark)
+    return Ingredients(row.name, box, recipe, switches, ladder)
 
 
 def the_editor() -> EditorRow:

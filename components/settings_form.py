@@ -140,10 +140,11 @@ def preset_html(editor: str, model: str, conventions: str = "clean") -> str:
     row = editor_row(editor)
     preset = row.preset(model, conventions)
     mark = " <b class='es-mark'>suggested</b>" if preset.suggested else ""
+    remark = f"<br>{escape(row.remark)}" if row.remark else ""
     cannot = "".join(f"<br>Not for {what}: {escape(reason)}" for what, reason in row.cannot.items())
     return (
         f"<div class='es-hint'>{escape(row.label)}: {escape(row.summary)}<br>"
-        f"Preset for {escape(model)}: {escape(preset.source)}{mark}{cannot}</div>"
+        f"Preset for {escape(model)}: {escape(preset.source)}{mark}{remark}{cannot}</div>"
     )
 
 

@@ -1,7 +1,7 @@
 """Measure every editor on the same records, each record alone: the table of editors of every kind.
 
-    python -m scripts.measure_editors                            every editor on 100 test records; stored ones are skipped
-    python -m scripts.measure_editors --records 100 memit kn     some editors only
+    python -m scripts.measure_editors             every editor on 100 test records; stored ones are skipped
+    python -m scripts.measure_editors memit kn    some editors only
     python -m scripts.measure_editors --records 3 --out build/trial.json
 
 Every editor has a process of its own, whose most memory is told with the result. Protocol single, one iteration of the
@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from editing_core.bench.protocols import Benchmark, Protocol, Tools, run_benchmark
@@ -48,6 +49,7 @@ from scripts import results_page
 DATASET, SEED = "pocket-facts:test", 0
 READER = "pocket-gpt2-reader"  # a model that can use its context, where there is one
 ONCE = StopSettings(iterations=1, stop="none", collapse_factor=0.0)
+LOCK = results_page.ROOT / "build" / "measure_editors.lock"
 log = logging.getLogger("editors")
 
 
@@ -82,9 +84,18 @@ def measured(editor: str, model: str, records: int) -> Row:
 
 def _unedited(lm: LanguageModel, requests: Sequence[EditRequest]) -> Row:
     probes, controls = (Evaluator().score(lm, asked(requests)) for asked in (with_follow_ups, with_controls))
-    shares = {"reliability": reliability(probes), "generality": generality(probes), "locality": None}
-    told = {"kinds": kinds_of(probes), "controls": kinds_of(controls)}
-    return Row(UNEDITED, "Unedited", lm.name, "", len(requests), **shares, **told)
+    return Row(
+        UNEDITED,
+        "Unedited",
+        lm.name,
+        "",
+        len(requests),
+        reliability=reliability(probes),
+        generality=generality(probes),
+        locality=None,  # compared with itself the model is always right
+        kinds=kinds_of(probes),
+        controls=kinds_of(controls),
+    )
 
 
 def _edited(lm: LanguageModel, editor: str, requests: Sequence[EditRequest]) -> Row:
@@ -105,7 +116,9 @@ def _edited(lm: LanguageModel, editor: str, requests: Sequence[EditRequest]) -> 
         lm.name,
         PRESERVE if row.beside else MODIFY,
         len(requests),
-        **{name: float(last[name]) for name in ("reliability", "generality", "locality")},
+        reliability=float(last["reliability"]),
+        generality=float(last["generality"]),
+        locality=float(last["locality"]),
         kinds=kinds_of(_after(done)),
         seconds=done.edit_seconds / len(requests),
         preparing=begun[0] - start,
@@ -113,7 +126,7 @@ def _edited(lm: LanguageModel, editor: str, requests: Sequence[EditRequest]) -> 
     )
 
 
-def _after(done: Benchmark) -> "results_page.pd.DataFrame":
+def _after(done: Benchmark) -> pd.DataFrame:
     return done.probes[done.probes["k"] == done.chosen].reset_index(drop=True)
 
 
@@ -130,10 +143,10 @@ def machine() -> str:
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Inside, no other of these processes changes the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as lock:
+def alone() -> Iterator[None]:
+    """Inside, no other of these processes writes results."""
+    LOCK.parent.mkdir(exist_ok=True)
+    with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -146,10 +159,12 @@ def stored(path: Path) -> dict[str, dict[str, dict[str, object]]]:
 def store(path: Path, records: int, name: str, found: dict[str, object]) -> None:
     """Add a row, in the order of the registry, whoever measured it first."""
     order = [f"{editor} on {model}" for editor, model in pairs(())]
-    with alone(path):
+    with alone():
         every = stored(path)
         rows = {**every.get(str(records), {}), name: found}
-        every[str(records)] = {key: rows[key] for key in sorted(rows, key=order.index)}
+        every[str(records)] = {
+            key: rows[key] for key in sorted(rows, key=lambda key: order.index(key) if key in order else len(order))
+        }
         write_text(path, json.dumps(every, indent=1) + "\n")
         if path == results_page.COMPARISON:
             results_page.write()

@@ -1,4 +1,4 @@
-"""docs/results.md from the rows that the measuring scripts keep in docs/*.json and assets/tradeoff.json.
+"""docs/results.md from the rows that the measuring scripts keep in docs/*.json and assets/*.json.
 
 python -m scripts.results_page           after a measuring script; they call it themselves
 python -m scripts.results_page figures   also draws docs/tradeoff-N.png, which needs a browser
@@ -18,6 +18,7 @@ from editing_core.evaluation.metrics import CARDS
 from editing_core.evaluation.reference import METRICS, UNEDITED, beside
 from editing_core.evaluation.tradeoff import matched, stored_curve
 from editing_core.ladder import MORE, SUCCESSES, printed_row
+from scripts import editors_page
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, TABLE1, TRADEOFF, COMPARISON, FULLSCALE, FINETUNING, PAGE = (
@@ -83,7 +84,8 @@ beside the facts included, with {threads} threads on two cores."""
 def write() -> None:
     """Put the page together from what was measured."""
     lines = ["# Measured results", "", *_iterations(_read(RESULTS)), *_table1(_read(TABLE1))]
-    lines += _tradeoff(_read(TRADEOFF)) + _finetuning(_read(FINETUNING)) + _fullscale(_read(FULLSCALE))
+    lines += _tradeoff(_read(TRADEOFF)) + _finetuning(_read(FINETUNING)) + editors_page.section(COMPARISON)
+    lines += _fullscale(_read(FULLSCALE))
     PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -17,7 +17,6 @@ import torch
 from editing_core.editors.base import Editor, EditOutcome, TargetLog
 from editing_core.editors.load import AT_ONCE, ENCODED, ROW_TOKENS, Load, gradients
 from editing_core.editors.materials import Materials
-from editing_core.editors.recipes import Recipe
 from editing_core.editors.row import PROTECTION, EditorRow, Preset
 from editing_core.editors.steps.calibration import Calibration, CalibrationSettings
 from editing_core.editors.steps.contexts import Contexts, draw_prefixed
@@ -115,7 +114,8 @@ def calibration_load(s: CaliNetSettings, facts: int, depth: int) -> Load:
     return steps + Load(every, ceil(every / AT_ONCE)) + ENCODED.times(s.similar_facts > 0)
 
 
-_ALONE = {"contexts": 0, "random_facts": 0, "similar_facts": 0}
+_PUBLISHED = {"random_facts": 0, "similar_facts": 0, "start": "random", "optimiser": "adafactor", "warmup": 100}
+_PUBLISHED |= {"steps": 5000}
 _POCKET = CaliNetSettings(layers=(5,), neurons=16, rate=3e-3, kl=10.0, random_facts=64, similar_facts=64)
 ROW = EditorRow(
     "calinet",
@@ -134,7 +134,7 @@ ROW = EditorRow(
         "gpt-j-6b": Preset(CaliNetSettings(layers=(26, 27)), "the last two layers, as published for T5", True),
         "llama-2-7b": Preset(CaliNetSettings(layers=(30, 31)), "the last two layers, as published for T5", True),
     },
-    recipes=(Recipe("survey", "As in the survey: on the edited prompts alone", "arXiv 2305.13172", _ALONE),),
+    faithful={"*": _PUBLISHED},
     needs_statistics=lambda _settings: False,
     needs_facts=lambda s: bool(s.random_facts or s.similar_facts),
     cannot={

@@ -121,9 +121,10 @@ def draw_memory(lm: LanguageModel, layer: int, texts: Sequence[str], count: int,
 
 
 def patching_load(s: TPatcherSettings, facts: int, depth: int) -> Load:
-    """Steps on the last block alone, facts one after the other, and queries of ordinary texts."""
+    """Steps on the last block alone, facts one after the other, and texts written where there is no corpus."""
     one = gradients(BARE_TOKENS / depth, 1 / depth).times(s.steps) + Load(2 * BARE_TOKENS, 2)
-    return one.times(facts) + Load(s.memory, ceil(s.memory / AT_ONCE))
+    texts = Load(OWN_TEXTS * LONGEST**2 / 2, LONGEST).times(s.memory > 0)
+    return one.times(facts) + texts + Load(s.memory, ceil(s.memory / AT_ONCE))
 
 
 ROW = EditorRow(
@@ -144,6 +145,7 @@ ROW = EditorRow(
         "llama-2-7b": Preset(TPatcherSettings(layer=31), "the published settings, fewer steps", True),
     },
     needs_statistics=lambda _settings: False,
+    faithful={"*": {"value": "amplified", "smoothing": 0.1, "steps": 2000}},
     cannot={
         PROTECTION: "keys are protected in a closed form, which it has not; set keys to 0 and statistics to tokens."
     },

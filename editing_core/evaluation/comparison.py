@@ -1,8 +1,8 @@
 """Editors of every kind side by side: what the bundled run measured, and what the survey printed of its own.
 
-`measured` reads `assets/comparison.json`, which `scripts/measure_editors.py` writes; `published` the tables of Yao et al.
-2023 (https://arxiv.org/abs/2305.13172): 2 (reliability, generality, locality), 3 (portability), 4 (seconds), and from
-table 1 what an editor changes. Shares are in percent.
+`measured` gives what is in `assets/comparison.json`, which `scripts/measure_editors.py` writes; `published` the tables
+of Yao et al. 2023 (https://arxiv.org/abs/2305.13172): 2 (reliability, generality, locality), 3 (portability), 4
+(seconds), and from table 1 what an editor changes. Shares are in percent.
 """
 
 import json
@@ -107,14 +107,14 @@ class Comparison:
 
 
 def kinds_of(probes: pd.DataFrame) -> dict[str, Kind]:
-    """Portability by kind, from a probe table of one moment. A question counts when its whole answer is first choice.
+    """Portability by kind, as asked, from a probe table of one moment. Right is a whole answer that is first choice.
 
     Whole, because names have many tokens, and given the first ones the others follow without any knowledge.
     """
     here = probes[probes["kind"] == "portability"]
     right = (here["hit_true"].astype(float) >= 1).astype(float)
     found = {}
-    for kind, own in right.groupby(here["family"]):
+    for kind, own in right.groupby(here["family"], sort=False):
         means = 100 * record_means(own, here.loc[own.index, "case_id"])
         value = percent(own, here.loc[own.index, "case_id"])
         if value is not None:
@@ -122,12 +122,16 @@ def kinds_of(probes: pd.DataFrame) -> dict[str, Kind]:
     return found
 
 
-@cache
-def measured(path: Path | None = None) -> dict[int, Comparison]:
-    """The bundled comparisons by number of records; empty where none was measured."""
-    path = path or paths.assets() / "comparison.json"
+def read(path: Path) -> dict[int, Comparison]:
+    """Comparisons by number of records, from a file as the script writes it; empty where there is none."""
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return {int(count): Comparison(tuple(map(Row.of, rows.values()))) for count, rows in stored.items()}
+
+
+@cache
+def measured() -> dict[int, Comparison]:
+    """The bundled comparisons."""
+    return read(paths.assets() / "comparison.json")
 
 
 @cache

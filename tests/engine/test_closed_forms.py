@@ -374,6 +374,9 @@ FAITHFUL = {
     "alphaedit": {"cache": "iteration"},
     "kn": {"site": "pre", "grid": "ends", "old": "choice", "follow": "choice", "several": "sum"},
     "grace": {"start": "cold", "share": True, "published_radii": True, "stop_below": 0.0},
+    "calinet": {"random_facts": 0, "similar_facts": 0, "start": "random", "optimiser": "adafactor"}
+    | {"warmup": 100, "steps": 5000},
+    "t-patcher": {"value": "amplified", "smoothing": 0.1, "steps": 2000},
     "swea": {"preserve": 0.0, "start": "embeddings"},
 }
 PROTECTING = ("memit", "pmet", "emmet", "alphaedit")  # with statistics, faithful or not

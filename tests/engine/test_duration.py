@@ -58,7 +58,7 @@ def test_an_edit_comes_to_less_and_not_to_far_less(quick, store, editor):
     changes = {
         "finetuning": {"random_facts": 2, "paraphrases": 2, "least_steps": 0},
         "calinet": {"random_facts": 8, "similar_facts": 0, "steps": 20, "enough": 0.0},
-        "t-patcher": {"steps": 100},
+        "grace": {"steps": 20, "stop_below": 0.0},
     }
     wanted = plan(editor, **changes.get(editor, {}))
     tokens, passes = counted(quick, lambda: run_edit(quick, [FACT], wanted, store))
