@@ -54,7 +54,7 @@ class Progress:
         for step in steps:
             self.text = words(step, self.iterations)
             if step.round != self.round:
-                self.round, self.history = step.round, []
+                self.round, self.history, changed = step.round, [], True
             if step.stage in ("optimise", "train") and step.terms:
                 self.history.append(step.terms)
                 changed = True

@@ -59,7 +59,7 @@ def proof_html(run: RunResult, k: int) -> str:
     notes = "".join(f"<br>{escape(note)}" for note in dict.fromkeys(run.notes))
     rows = "".join(_proof_row(p) for p in proofs)
     columns = "".join(f"<th>{c}</th>" for c in ("parameter", "|ΔW| / |W|", "rank", "changed entries"))
-    table = f"<table class='es-table'><tr>{columns}</tr>{rows}</table>"
+    table = f"<table class='es-table es-findings'><tr>{columns}</tr>{rows}</table>"
     table = scrolling(table, "Change of every matrix") if proofs else ""
     return f"<details class='es-proof'><summary>{head}</summary>{table}{notes}</details>"
 
@@ -86,8 +86,8 @@ def generations_html(before: Look | None, after: Look | None, k: int) -> str:
 
 
 def findings_html(findings: Findings | None) -> str:
-    """What an edit that is no change of weights did at the fact's prompts; nothing of one that is."""
-    if findings is None:
+    """What an edit did at the fact's prompts; nothing of one that changed whole layers."""
+    if not findings or not findings.said:
         return ""
     head = "".join(f"<th>{escape(column)}</th>" for column in findings.columns)
     rows = "".join(f"<tr>{''.join(f'<td>{_found(value)}</td>' for value in row)}</tr>" for row in findings.rows)

@@ -22,7 +22,7 @@ from editing_core.evaluation.generation import with_generation
 from editing_core.evaluation.scoring import TokenChance, generate, next_tokens
 from editing_core.making import build_editor, check_asked, check_base, statistics_remark
 from editing_core.models.delta import WeightDelta
-from editing_core.models.edit import WEIGHTS, Edit, Findings
+from editing_core.models.edit import Edit, Findings
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import PLAIN
 from editing_core.registry import editor_row
@@ -235,7 +235,7 @@ def present_answer(lm: LanguageModel, prompt: str) -> str:
 class Look:
     """A closer look at one case at one iteration: next-token candidates and free continuation.
 
-    findings: what an edit that is no change of weights did at the case's prompts.
+    findings: what the edit did at the case's prompts.
     """
 
     prompt: str
@@ -253,7 +253,6 @@ def look(
     """
     lm = lm.framed(chat)
     with lm.lock:
-        weights = delta.parts.keys() <= {WEIGHTS}
-        findings = None if weights else delta.findings(lm, [prompt, *others])
+        findings = delta.findings(lm, [prompt, *others])
         with delta.applied(lm) as edited:
             return Look(prompt, next_tokens(edited, prompt), generate(edited, prompt, tokens), findings)

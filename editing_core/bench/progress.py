@@ -21,6 +21,8 @@ WORDS = {
     "optimise": "Optimising the target state",
     "attribute": "Finding what carries the old object",
     "suppress": "Suppressing the old object",
+    "insert": "Looking for near entries",
+    "demonstrations": "Reading behind demonstrations",
     "spread": "Spreading the change over layers",
     "train": "Training",
     "iteration": "Measuring the edited model",
@@ -28,6 +30,7 @@ WORDS = {
 }
 # Start and size within a round.
 SHARES = {"optimise": (0.0, 0.8), "train": (0.0, 0.95), "spread": (0.8, 0.1), "iteration": (1.0, 0.0)}
+SHARES |= {"attribute": (0.0, 0.9), "suppress": (0.8, 0.15), "demonstrations": (0.0, 0.9)}
 COUNTED = re.compile(r"\b(recipe|record|chunk|fact)s? (\d+)(?:-(\d+))? of (\d+)")  # as protocols and editors note them
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 LEAST = 0.02  # of the work: less done is too little to guess the rest from

@@ -172,7 +172,7 @@ class Codebook(Edit):
 
     def findings(self, lm: LanguageModel, prompts: Sequence[str]) -> Findings:
         """The nearest entry of every prompt, and whether it answers."""
-        columns = ("prompt", "nearest entry", "case", "distance", "radius", "answers")
+        columns = ("prompt", "answers", "distance", "radius", "nearest entry", "case")
         count = len(self.entries.made)
         if not count or not prompts:
             return Findings("Codebook", f"{count} prompts are remembered and {len(prompts)} were asked.", columns)
@@ -180,7 +180,7 @@ class Codebook(Edit):
         rows = []
         for prompt, number, d, hit in zip(prompts, numbers.tolist(), far.tolist(), hits.tolist(), strict=True):
             entry = self.entries.made[number]
-            rows.append((prompt, entry.prompt, entry.case, d, self.entries.radii[number], "yes" if hit else "no"))
+            rows.append((prompt, "yes" if hit else "no", d, self.entries.radii[number], entry.prompt, entry.case))
         said = (
             f"Layer {self.layer} remembers {count} prompt{'s' if count > 1 else ''}; {int(hits.sum())} of the "
             f"{len(prompts)} asked here end within the radius of the nearest one and get its value, others meet the "

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from editing_core.errors import BadRequest, NotFinite
 from editing_core.models.edit import Edit, Findings, Proof, counted
+from editing_core.models.rewritten import findings_of, rewritten
 from editing_core.models.slots import Slot
 
 if TYPE_CHECKING:
@@ -272,17 +273,9 @@ class WeightDelta(Edit):
         kinds = {frozenset({"left", "right"}): LowRank, frozenset({"value"}): Dense}
         return WeightDelta({name: kinds[frozenset(p)](**p) for name, p in parts.items()})
 
-    def findings(self, lm: LanguageModel, prompts: Sequence[str]) -> Findings:  # noqa: ARG002 - of weights
-        """What became of every changed parameter; prompts do not matter."""
-        rows = tuple(
-            (
-                proof.parameter,
-                proof.relative_norm,
-                "?" if proof.rank is None else proof.rank,
-                proof.changed,
-                proof.total,
-            )
-            for proof in self.proofs(lm.model)
-        )
-        said = f"{len(rows)} parameters were changed; every prompt meets them."
-        return Findings("Changed weights", said, ("parameter", "relative norm", "rank", "changed", "of"), rows)
+    def findings(self, lm: LanguageModel, prompts: Sequence[str]) -> Findings:
+        """Of single neurons what they do at the prompts; nothing of whole layers, which `proofs` tell of."""
+        if not rewritten(self.updates):
+            return Findings("", "")
+        with self.applied(lm) as edited:
+            return findings_of(edited, self.updates, prompts)

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from editing_core.errors import BadRequest, NotFinite
 from editing_core.models.beside import PARTS, Case, Neurons, beside, mlp_inputs, width_of
 from editing_core.models.edit import Edit, Findings
+from editing_core.models.fired import FIRED, fired_rows, stand
 
 if TYPE_CHECKING:
     from editing_core.models.language_model import LanguageModel
 
-MOST_LISTED = 50  # neurons in a table
 _ON: WeakKeyDictionary[nn.Module, list[SideNeurons]] = WeakKeyDictionary()
 
 
@@ -125,17 +125,19 @@ class SideNeurons(Edit):
 
     @torch.no_grad()
     def findings(self, lm: LanguageModel, prompts: Sequence[str]) -> Findings:
-        """Every neuron, and how strongly it fires where each prompt ends, the edit being on."""
+        """Which neuron says most where each prompt ends, the edit being on, and how much all of them add there."""
+        if self.empty:
+            return Findings("Neurons", "No neuron was needed.")
         with self.applied(lm) as edited:
-            found = [row for group in self.groups for row in _rows(edited, group, prompts)]
-        found.sort(key=lambda row: row[0], reverse=True)
+            fired = torch.cat([_fired(edited, group, prompts) for group in self.groups], dim=1)
+        names = [f"{group.layer}:{n} ({_told(own)})" for group in self.groups for n, own in enumerate(group.cases)]
+        lengths = torch.cat([group.values.norm(dim=1).float() for group in self.groups])
+        layers = ", ".join(dict.fromkeys(str(group.layer) for group in self.groups))
         said = (
-            f"{len(found)} neurons stand beside the MLPs; a number under a prompt says how strongly each fires there."
+            f"{stand(len(names), 'neuron', 'stands', 'stand')} beside the MLP of layer {layers}, named by layer and "
+            "number with the cases it was made for. What one adds is its activation times the length of its value."
         )
-        if len(found) > MOST_LISTED:
-            said += f" The {MOST_LISTED} that add most are listed."
-        columns = ("layer", "cases", "|key|", "|value|", *(f"at {p[-40:]!r}" for p in prompts))
-        return Findings("Neurons", said, columns, tuple(row for _, row in found[:MOST_LISTED]))
+        return Findings("Neurons", said, FIRED, fired_rows(prompts, names, fired, lengths))
 
 
 def neurons_on(lm: LanguageModel) -> list[Neurons]:
@@ -143,18 +145,17 @@ def neurons_on(lm: LanguageModel) -> list[Neurons]:
     return [group for edit in _ON.get(lm.model, ()) for group in edit.groups]
 
 
-def _rows(lm: LanguageModel, group: Neurons, prompts: Sequence[str]) -> Iterator[tuple[float, tuple[Any, ...]]]:
-    """Per neuron how much it adds at most, or its value's length without prompts, and its row of a table."""
+def _fired(lm: LanguageModel, group: Neurons, prompts: Sequence[str]) -> Tensor:
+    """(prompts, neurons) float32 activations at each prompt's last token."""
+    if not prompts:
+        return torch.zeros(0, len(group.cases))
     ids = [lm.coder.encode(prompt) for prompt in prompts]
-    fired = torch.zeros(0, len(group.cases))
-    if ids:
-        h = mlp_inputs(lm, group.layer, ids, [[len(row) - 1] for row in ids])
-        fired = group.to(lm.device, lm.precision).activations(h).cpu()
-    keys, values = group.keys.norm(dim=1).tolist(), group.values.norm(dim=1).tolist()
-    for n, own in enumerate(group.cases):
-        at = fired[:, n].tolist()
-        cases = ", ".join(str(case) for case in own[:3]) + (f" and {len(own) - 3} more" if len(own) > 3 else "")
-        yield values[n] * max(map(abs, at), default=1.0), (group.layer, cases, keys[n], values[n], *at)
+    h = mlp_inputs(lm, group.layer, ids, [[len(row) - 1] for row in ids])
+    return group.to(lm.device, lm.precision).activations(h).float().cpu()
+
+
+def _told(cases: Sequence[Case]) -> str:
+    return ", ".join(str(case) for case in cases[:3]) + (f" and {len(cases) - 3} more" if len(cases) > 3 else "")
 
 
 def _fact(group: Neurons) -> dict[str, Any]:

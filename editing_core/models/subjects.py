@@ -247,8 +247,9 @@ class SubjectOffsets(Edit):
             if not matches:
                 named = next((s for s in self.wishes if s.casefold() in prompt.casefold()), None)
                 rows.append((prompt, f"not found: {named} in other tokens" if named else "not found", "", 0.0, 0.0))
+        subjects = "one subject" if len(self.wishes) == 1 else f"each of {len(self.wishes)} subjects"
         met = f"{len(prompts) - missed} of {len(prompts)} prompts name one and meet the edit, {missed} do not"
-        said = f"The embeddings of {len(self.wishes)} subjects are altered wherever a prompt names them; {met}."
+        said = f"The embeddings of {subjects} are altered wherever a prompt names it; {met}."
         return Findings("Altered subjects", said, COLUMNS, tuple(rows))
 
     def _told(self, lm: LanguageModel, prompt: str, start: int, key: Ids) -> tuple[str | float, ...]:

@@ -205,7 +205,7 @@ def test_a_fact_whose_key_has_moved_is_reached_again(tiny_models, requests_, sha
             again = made.edit(edited, requests_[:1]).delta
         both = moved + again
         assert both.entries.radii == pytest.approx((0.01, 0.01) if not share else (1.01 * 0.015,), rel=1e-3)
-        found = [book.findings(lm, [requests_[0].full_prompt]).rows[0][-1] for book in (moved, both)]
+        found = [book.findings(lm, [requests_[0].full_prompt]).rows[0][1] for book in (moved, both)]
     assert found == ["no", "yes"]
 
 
@@ -387,7 +387,7 @@ def test_a_small_radius_hears_no_paraphrase(pocket, records):
     with delta.applied(pocket) as edited:
         assert tally(edited, first_choices(pocket, [request]), [request])[:2] == (1, 0)
     found = delta.findings(pocket, [request.full_prompt, *request.paraphrases])
-    assert [row[-1] for row in found.rows] == ["yes", *["no"] * len(request.paraphrases)]
+    assert [row[1] for row in found.rows] == ["yes", *["no"] * len(request.paraphrases)]
 
 
 def test_calibration_finds_a_radius_that_works_here(pocket, records):

@@ -13,6 +13,8 @@ from editing_core.errors import BadSetting, Cancelled, ModelUnavailable
 from editing_core.evaluation.scoring import score_objects
 from editing_core.export.adapter import write_adapter
 from editing_core.models import edits
+from editing_core.models.delta import Dense, WeightDelta
+from editing_core.models.hooks import watching
 from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, seldom, snapshot, tiny_model
 
 POCKET = {"threshold": 0.6, "write": 3.0, "erase": 1.0}
@@ -133,6 +135,27 @@ def test_several_wordings_vote():
     assert found(SCORES, share=0.5) == ([(0, 0)], 1)
     assert found(SCORES, share=0.4)[0] == [(0, 0), (1, 3), (0, 1), (0, 2), (1, 0)]
     assert found(-SCORES.abs()) == ([], 0)
+
+
+def test_findings_tell_how_much_neurons_say_at_a_prompt(tiny_lm, requests_):
+    delta = kn(tiny_lm).edit(tiny_lm, requests_[:1]).delta
+    prompts = [requests_[0].full_prompt, "The river runs through"]
+    found = delta.findings(tiny_lm, prompts)
+    assert [row[0] for row in found.rows] == prompts
+    assert found.said.startswith(f"{len(units(delta))} neuron")
+    with delta.applied(tiny_lm):
+        added = torch.zeros(2)
+        for name, update in delta.updates.items():
+            module = name.removesuffix(".weight")
+            chosen = update.right[0].bool()
+            for n, prompt in enumerate(prompts):
+                with watching(tiny_lm.model, inputs=[module]) as seen, torch.no_grad():
+                    tiny_lm.hidden(tiny_lm.batch([tiny_lm.coder.encode(prompt)]))
+                state = seen[f"{module}.input"].flatten(0, -2)[-1]
+                added[n] += state[chosen].abs().sum() * update.left.norm()
+    assert [row[4] for row in found.rows] == pytest.approx(added.tolist(), rel=1e-3)
+    whole = WeightDelta({name: Dense(update.dense()) for name, update in delta.updates.items()})
+    assert whole.findings(tiny_lm, prompts).said == ""
 
 
 def test_nothing_chosen_is_no_edit(tiny_models, requests_):

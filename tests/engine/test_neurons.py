@@ -18,7 +18,7 @@ from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.edit import edits_on
 from editing_core.models.hooks import watching
 from editing_core.models.language_model import LanguageModel
-from editing_core.models.neurons import MOST_LISTED, SideNeurons, neurons_on
+from editing_core.models.neurons import SideNeurons, neurons_on
 from editing_core.models.reading import read
 from editing_core.models.replay import Replay, Scene
 from tests.conftest import DISTINCT, FAMILIES, WIDTH, bit_equal, each_of, seldom, snapshot, tiny_model
@@ -289,24 +289,26 @@ def test_what_was_never_saved_is_refused():
         SideNeurons.of({name: t for name, t in tensors.items() if name != "0|values"}, facts)
 
 
-def test_findings_tell_where_each_neuron_fires(tiny_lm):
+def test_findings_tell_which_neuron_adds_most(tiny_lm):
     lm = tiny_lm
     edit = SideNeurons((drawn(0), drawn(2, n=2, cases=("a", "b"), seed=3)))
     found = edit.findings(lm, PROMPTS[:2])
-    assert len(found.rows) == 5
-    assert found.columns[4:] == tuple(f"at {p[-40:]!r}" for p in PROMPTS[:2])
+    assert [row[0] for row in found.rows] == PROMPTS[:2]
+    added = []
     with edit.applied(lm):
         ids = [lm.coder.encode(p) for p in PROMPTS[:2]]
-        fired = edit.groups[1].activations(mlp_inputs(lm, 2, ids, [[len(row) - 1] for row in ids]))
-    row = next(row for row in found.rows if row[1] == "b")
-    assert row[0] == 2
-    assert row[2:4] == pytest.approx(tuple(float(t[1].norm()) for t in (edit.groups[1].keys, edit.groups[1].values)))
-    assert row[4:] == pytest.approx(fired[:, 1].tolist(), rel=1e-4, abs=1e-6)
-    strength = [row[3] * max(map(abs, row[4:])) for row in found.rows]
-    assert strength == sorted(strength, reverse=True)
-    many = SideNeurons((drawn(1, n=MOST_LISTED + 5),)).findings(lm, ())
-    assert len(many.rows) == MOST_LISTED
-    assert str(MOST_LISTED) in many.said
+        for group in edit.groups:
+            fired = group.activations(mlp_inputs(lm, group.layer, ids, [[len(row) - 1] for row in ids]))
+            added.append(fired.abs() * group.values.norm(dim=1))
+    added = torch.cat(added, dim=1)
+    names = ["0:0", "0:1", "0:2", "2:0 (a)", "2:1 (b)"]
+    for row, own in zip(found.rows, added, strict=True):
+        assert row[1].startswith(names[int(own.argmax())])
+        assert row[3:] == pytest.approx((float(own.max()), float(own.sum())), rel=1e-4)
+        assert abs(row[2]) <= row[3] / float(min(g.values.norm(dim=1).min() for g in edit.groups)) + 1e-6
+    assert found.said.startswith("5 neurons stand beside the MLP of layer 0, 2,")
+    assert edit.findings(lm, ()).rows == ()
+    assert SideNeurons().findings(lm, PROMPTS).rows == ()
 
 
 def test_sixteen_bit_models_keep_neurons_in_float32():
