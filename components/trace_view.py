@@ -157,14 +157,16 @@ def _layers(settings: Any) -> tuple[int, ...]:
 
 
 def use_layer(form: SettingsForm, values: Values, model: str, last: int) -> tuple[Shown, str]:
-    """Every editor's layers as they end there, as many as its preset has, and what that is for the chosen one."""
+    """Layers of editors of weights as they end there, as many as the preset has; what that is for the chosen one."""
     conventions, chosen = str(values[form.conventions]), str(values[form.editor])
     shown: Shown = {}
-    said = ""
+    said = f"{editor_row(chosen).label} does not edit where a fact comes back; the other editors' layers were set."
     for name, row in EDITORS.items():
-        layers = ending_at(last, len(_layers(row.preset(model, conventions).settings)))
         widgets: Mapping[str, Any] = form.widgets[name]
         several = "layers" in widgets
+        if row.beside or not (several or "layer" in widgets):
+            continue
+        layers = ending_at(last, len(_layers(row.preset(model, conventions).settings)))
         shown[widgets["layers" if several else "layer"]] = ", ".join(map(str, layers)) if several else last
         if name == chosen:
             which = f"layers {', '.join(map(str, layers))}" if len(layers) > 1 else f"layer {last}"

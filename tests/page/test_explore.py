@@ -155,12 +155,16 @@ def test_use_this_layer_ends_every_editors_layers_there(tab, held):
     found = tab.on_use(held({tab.trace.located: (MODEL, 4)}))
     for name, row in EDITORS.items():
         settings, widgets = row.preset(MODEL).settings, form.widgets[name]
-        if "layer" in widgets:
+        if row.beside or name == "kn":  # these do not write where a fact comes back
+            assert not set(widgets.values()) & found.keys()
+        elif "layer" in widgets:
             assert found[widgets["layer"]] == 4
         else:
             layers = tuple(int(part) for part in found[widgets["layers"]].split(","))
             assert layers == tuple(range(5 - len(settings.layers), 5)), name
     assert "MEMIT now edits layers 1, 2, 3, 4" in found[tab.trace.used]
+    other = tab.on_use(held({tab.trace.located: (MODEL, 4), form.editor: "grace"}))
+    assert "GRACE does not edit where a fact comes back" in other[tab.trace.used]
     low = tab.on_use(held({tab.trace.located: (MODEL, 1)}))
     assert low[form.widgets["memit"]["layers"]] == "0, 1"
     assert form.ingredients.recipe in low  # fine-tuning's recipe is told of its layers
