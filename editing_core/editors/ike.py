@@ -176,6 +176,9 @@ ROW = EditorRow(
     lambda _settings: (),
     presets={
         **pocket(IkeSettings(demonstrations=4), "four fit the bundled models' short contexts", True),
+        "pocket-gpt2-reader": Preset(
+            IkeSettings(demonstrations=1, form="framework"), "searched on 30 tune records, see docs/log.md"
+        ),
         "gpt2-xl": Preset(IkeSettings(demonstrations=16), "half of GPT-J's, its context is half as long", True),
         "gpt-j-6b": Preset(IkeSettings(), "pkunlp-icler/IKE"),
         "llama-2-7b": Preset(IkeSettings(demonstrations=16, form="framework"), "EasyEdit"),

@@ -14,7 +14,7 @@ from editing_core.editors.load import LoadOf, spread_load
 from editing_core.editors.materials import Materials
 from editing_core.editors.recipes import Recipe
 from editing_core.errors import BadSetting
-from editing_core.models.catalog import unknown
+from editing_core.models.catalog import CATALOG, unknown
 from editing_core.settings import Settings
 
 # What some editors cannot be asked for: protection is that of keys in a closed form, assistance is any
@@ -85,13 +85,21 @@ class EditorRow:
                 raise BadSetting(f"{self.label} was asked for {what}: {reason}")
 
     def preset(self, model: str, conventions: str = "clean", recipe: str = "", depth: int | None = None) -> Preset:
-        """The preset of a model, with a recipe on top; for others a suggestion, its layers by the model's depth.
+        """The preset of a model or of the one it was made from, with a recipe on top; otherwise a suggestion.
+
+        A suggestion has layers by the model's depth.
 
         depth: number of blocks, where the model is at hand; without, what `depths.depth_of` knows by name.
         """
-        found = self.presets.get(model) or self._suggested(depth or depth_of(model))
+        found = self.presets.get(model) or self._inherited(model) or self._suggested(depth or depth_of(model))
         changes = {**self.faithful.get("*", {}), **self.faithful.get(model, {})} if conventions == "faithful" else {}
         return replace(found, settings=found.settings.changed({**changes, **self._recipe(recipe, model)}))
+
+    def _inherited(self, model: str) -> Preset | None:
+        """That of the model it was made from."""
+        like = CATALOG[model].like if model in CATALOG else ""
+        found = self.presets.get(like)
+        return found and Preset(found.settings, f"as {like}'s", True)
 
     def _suggested(self, depth: int | None) -> Preset:
         """Settings made from nothing but defaults, and layers that a model of so many blocks has."""

@@ -20,7 +20,7 @@ class CatalogRow:
     """A model on offer.
 
     alphabet: "ascii" when the model never saw other letters, else None. depth: its number of blocks, None where only
-    its configuration says.
+    its configuration says. like: the model it was made from, whose presets serve it.
     """
 
     name: str
@@ -29,6 +29,7 @@ class CatalogRow:
     note: str
     alphabet: str | None = None
     depth: int | None = None
+    like: str = ""
 
     @property
     def bundled(self) -> bool:
@@ -46,6 +47,14 @@ CATALOG = {
         CatalogRow("pocket-gpt2", "bundled", 6.1e6, "bundled; knows 4,369 facts, works offline", "ascii"),
         CatalogRow("pocket-llama", "bundled", 6.06e6, "bundled; the same facts in Llama's architecture", "ascii"),
         CatalogRow("pocket-gptj", "bundled", 6.83e6, "bundled; the same facts in GPT-J's architecture", "ascii"),
+        CatalogRow(
+            "pocket-gpt2-reader",
+            "bundled",
+            6.1e6,
+            "bundled; uses facts it reads in its prompt, for IKE",
+            "ascii",
+            like="pocket-gpt2",
+        ),
         CatalogRow("gpt2", "openai-community/gpt2", 124e6, "GPT-2 small; weak on facts", depth=12),
         CatalogRow("gpt2-xl", "openai-community/gpt2-xl", 1.56e9, "the papers' small model", depth=48),
         CatalogRow("gpt-j-6b", "EleutherAI/gpt-j-6b", 6.05e9, "the papers' middle model", depth=28),
