@@ -35,7 +35,7 @@ from editing_core.settings import setting
 from editing_core.types import EditRequest, Watch, ignore, noting
 
 LONGEST = 64  # tokens of a text that are read for the memory
-OWN_TEXTS = 64  # texts the model writes where it has no corpus
+OWN_TEXTS = 64  # most texts the model writes where it has no corpus
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def build_t_patcher(settings: TPatcherSettings, materials: Materials) -> TPatche
     texts = list(m.texts()) if settings.memory else []
     if settings.memory and not texts:
         about.append(f"No corpus comes with {m.lm.name}; the memory is of texts it wrote itself before the edit.")
-        texts = list(draw_texts(m.lm, OWN_TEXTS, min(LONGEST, m.lm.context), m.seed))
+        enough = min(OWN_TEXTS, 2 * ceil(settings.memory / LONGEST))  # some end early
+        texts = list(draw_texts(m.lm, enough, min(LONGEST, m.lm.context), m.seed))
     memory = draw_memory(m.lm, settings.layer, texts, settings.memory, m.seed)
     return TPatcher(settings, memory, m.objective(Contexts()), tuple(about))
 

@@ -171,7 +171,7 @@ def test_what_cannot_be_carried_is_refused_before_anything_is_touched():
         WeightDelta({"model.norm.scale": Dense(torch.ones(32))}).applied(packed).__enter__()
 
 
-@pytest.mark.parametrize("family", ["gptj", "gemma2"])
+@pytest.mark.parametrize("family", ["gptj", pytest.param("gemma2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("editor", EDITORS)
 def test_every_editor_writes_the_same_into_packed_weights(editor, family, store, corpus, requests_):
     """Two iterations, so that the second is made on the first."""

@@ -633,7 +633,7 @@ def test_neighbor_keys_need_an_editor_that_spreads(capsys, tmp_path, texts):
         printed, err = capsys.readouterr()
         assert printed == ""
         assert err.count("\n") == 1
-        assert "Neighbor keys are protected while a change is spread, which ROME does not do; set keys to 0" in err
+        assert "was asked for protected neighbor keys: they are protected while a change is spread, which it" in err
     assert not (tmp_path / "results").exists()
 
 

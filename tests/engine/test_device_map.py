@@ -21,8 +21,10 @@ from tests.engine.conftest import EVALUATOR, asked_of, plan, same_edit, small
 from tests.engine.two_devices import FIRST, SECOND, TwoDevices, split
 
 FAMILIES = ("gpt2", "gptj", "llama", "opt", "gemma2")
-# Every editor on one family, and PMET, which looks at attention and MLP, on all.
-CASES = [("llama", editor) for editor in EDITORS] + [(family, "pmet") for family in FAMILIES if family != "llama"]
+# Every editor on one family, and PMET, which looks at attention and MLP, on all. Slow: what others are composed of.
+CASES = [("llama", editor) for editor in EDITORS if editor not in ("emmet", "alphaedit", "r-rome")]
+CASES += [(family, "pmet") for family in FAMILIES if family != "llama"]
+CASES += [pytest.param("llama", editor, marks=pytest.mark.slow) for editor in ("emmet", "alphaedit", "r-rome")]
 
 
 def edited(lm, requests, editor, store, corpus, layers=(0, 1)):
