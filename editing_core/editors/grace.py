@@ -22,11 +22,12 @@ from editing_core.editors.load import AT_ONCE, BARE_TOKENS, ROW_TOKENS, Load, gr
 from editing_core.editors.materials import Materials
 from editing_core.editors.row import ASSIST, EditorRow, Preset
 from editing_core.editors.steps.contexts import Contexts, draw_openings
+from editing_core.editors.steps.radii import calibrated
 from editing_core.editors.steps.rows import Objective, log_perplexity
 from editing_core.editors.steps.values import Search, Values, optimised
 from editing_core.errors import BadSetting
 from editing_core.models.codebook import QUERIES, Codebook, carried, queries, sites
-from editing_core.models.entries import PLACES, Entries, Insertion, distances, inserted
+from editing_core.models.entries import PLACES, Entries, Insertion, inserted
 from editing_core.models.language_model import LanguageModel
 from editing_core.models.tokens import Continuation
 from editing_core.settings import Settings, setting
@@ -34,7 +35,6 @@ from editing_core.types import EditRequest, Step, Watch, ignore
 
 WHERE, RADII, VALUES = "Where", "Radii", "Values"
 PREFIXES, PREFIX_TOKENS, UNRELATED = 10, 10, 500  # of a calibration: made-up words, and prompts of other facts
-NEAR, FAR = 0.9, 0.01  # shares of paraphrases and of unrelated prompts that are told
 
 
 @dataclass(frozen=True)
@@ -200,38 +200,6 @@ def _told(
     return tuple(notes)
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """Distances from edits to their paraphrases that 90 % do not exceed, to unrelated prompts that 99 % do."""
-
-    near: float
-    far: float
-
-    @property
-    def radius(self) -> float:
-        """Between both, as many times the one as the other is of it; the far one where they cross."""
-        return float((self.near * self.far) ** 0.5) if self.near < self.far else self.far
-
-    def told(self, kind: str) -> str:
-        """Both in a sentence."""
-        rest = f"the radius is {self.radius:.3g}, between them."
-        if self.near >= self.far:
-            rest = f"they cross, so the radius {self.radius:.3g} misses paraphrases; choose another layer."
-        near = f"90% of {kind} end within {self.near:.3g} of their edit"
-        return f"{near}, 1% of unrelated facts within {self.far:.3g}; {rest}"
-
-
-def calibrated(
-    lm: LanguageModel, s: GraceSettings, alike: Sequence[tuple[str, Sequence[str]]], unrelated: Sequence[str]
-) -> Calibration:
-    """Distances at the layer. alike: edit prompts, each with its paraphrases; unrelated: prompts of other facts."""
-    keys = queries(lm, s.layer, s.query, [prompt for prompt, _ in alike])
-    owner = torch.tensor([number for number, (_, others) in enumerate(alike) for _ in others])
-    near = (queries(lm, s.layer, s.query, [p for _, others in alike for p in others]) - keys[owner]).norm(dim=1)
-    far = distances(keys, queries(lm, s.layer, s.query, unrelated)).flatten()
-    return Calibration(float(near.quantile(NEAR)), float(far.quantile(FAR)))
-
-
 def build_grace(settings: GraceSettings, materials: Materials) -> Grace:
     """The editor with its radius; BadSetting where there is nothing to measure one on."""
     s, m = settings, materials
@@ -239,7 +207,7 @@ def build_grace(settings: GraceSettings, materials: Materials) -> Grace:
     objective = m.objective(Contexts())
     if s.calibrate == "off":
         return Grace(s, objective, s.radius, m.seed)
-    found = calibrated(m.lm, s, _alike(s, m), _unrelated(m))
+    found = calibrated(m.lm, s.layer, s.query, _alike(s, m), _unrelated(m))
     kind = "prompts behind made-up prefixes" if s.calibrate == "prefixes" else "paraphrases, which are measured too,"
     return Grace(s, objective, found.radius, m.seed, (found.told(kind),))
 

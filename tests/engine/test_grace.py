@@ -8,8 +8,9 @@ import torch
 from editing_core.data.datasets import load_dataset, sample
 from editing_core.data.pool import unedited
 from editing_core.data.subjects import known_facts
-from editing_core.editors.grace import Calibration, GraceSettings, build_grace
+from editing_core.editors.grace import GraceSettings, build_grace
 from editing_core.editors.materials import Materials
+from editing_core.editors.steps.radii import Calibration
 from editing_core.editors.steps.values import Search, optimised
 from editing_core.errors import BadRequest, BadSetting, Cancelled
 from editing_core.evaluation.scoring import generate, score_objects
