@@ -53,7 +53,11 @@ def quick(pocket, store, corpus):
     return lm
 
 
-@pytest.mark.parametrize("editor", [name for name in EDITORS if name not in ("pmet", "emmet", "alphaedit", "r-rome")])
+FAST = ("memit", "rome", "finetuning", "kn", "grace")
+LATER = [pytest.param(name, marks=pytest.mark.slow) for name in EDITORS if name not in FAST]
+
+
+@pytest.mark.parametrize("editor", [*FAST, *LATER])
 def test_an_edit_comes_to_less_and_not_to_far_less(quick, store, editor):
     changes = {
         "finetuning": {"random_facts": 2, "paraphrases": 2, "least_steps": 0},

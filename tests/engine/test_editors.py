@@ -36,8 +36,9 @@ tiny_lm = each_of(seldom(DISTINCT, THREE))
 
 
 def some(choose=bool):
-    """The editors' rows that `choose` takes."""
-    return [pytest.param(row, id=name) for name, row in EDITORS.items() if choose(row)]
+    """The editors' rows that `choose` takes; those composed of others are among the slow tests."""
+    marks = {name: [pytest.mark.slow] for name in ("emmet", "alphaedit", "r-rome")}
+    return [pytest.param(row, id=name, marks=marks.get(name, [])) for name, row in EDITORS.items() if choose(row)]
 
 
 @pytest.fixture(params=some())
