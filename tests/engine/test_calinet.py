@@ -19,9 +19,9 @@ from editing_core.models import edits
 from editing_core.models.beside import beside, is_gated
 from editing_core.models.neurons import neurons_on
 from editing_core.types import Probe
-from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot
+from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, left_alone, seldom, snapshot
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 FACTS = tuple(Probe(f"{name} was born in", "Paris", name, family="P19") for name in ("Ann", "Bob", "Carl", "Dora"))
 QUICK = CaliNetSettings(
     layers=(1, 2), neurons=8, contexts=1, random_facts=2, similar_facts=0, steps=25, rate=3e-2, enough=1e-3

@@ -13,9 +13,9 @@ from editing_core.models.codebook import QUERIES, Codebook, carried, muted, quer
 from editing_core.models.entries import COVER, GAP, Entries, Insertion, expanded, inserted, replayed, split
 from editing_core.models.hooks import watching
 from editing_core.models.tokens import Batch
-from tests.conftest import BLOCKS, DISTINCT, THREE, WIDTH, bit_equal, each_of, left_alone, snapshot, tiny_model
+from tests.conftest import BLOCKS, DISTINCT, THREE, WIDTH, bit_equal, each_of, left_alone, seldom, snapshot, tiny_model
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 
 LAYER = 1
 PROMPT, OTHER = "Mary Walker was born in", "The old bridge over the river was built by"

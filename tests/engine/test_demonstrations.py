@@ -12,9 +12,20 @@ from editing_core.models.delta import LowRank, WeightDelta
 from editing_core.models.demonstrations import Demonstration, Demonstrations, NewFact, Shown
 from editing_core.models.reading import shared_beginnings
 from editing_core.models.tokens import PLAIN, Coder, Frame
-from tests.conftest import DISTINCT, ROUGH, bit_equal, each_of, left_alone, pocket_tokenizer, snapshot, tiny_model
+from tests.conftest import (
+    DISTINCT,
+    ROUGH,
+    THREE,
+    bit_equal,
+    each_of,
+    left_alone,
+    pocket_tokenizer,
+    seldom,
+    snapshot,
+    tiny_model,
+)
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 
 NEAR = Demonstration("update", "Anna", "Anna lives in Rome", "The home of Anna is", "Rome", 1, 0.9)
 FAR = Demonstration("retain", "Tom", "Tom lives in Oslo", "Eve lives in", "Paris", 2, 0.5)

@@ -18,9 +18,9 @@ from editing_core.models import edits
 from editing_core.models.codebook import Codebook, carried, queries
 from editing_core.models.hooks import watching
 from editing_core.types import EditRequest, Probe
-from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot, tiny_model
+from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, left_alone, seldom, snapshot, tiny_model
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 
 SMALL = GraceSettings(layer=1, radius=1e-3, steps=40)
 POCKET = GraceSettings(layer=4, query="mlp", radius=9.0)

@@ -21,9 +21,9 @@ from editing_core.models.language_model import LanguageModel
 from editing_core.models.neurons import SideNeurons, neurons_on
 from editing_core.models.reading import read
 from editing_core.models.replay import Replay, Scene
-from tests.conftest import DISTINCT, FAMILIES, WIDTH, bit_equal, each_of, seldom, snapshot, tiny_model
+from tests.conftest import DISTINCT, FAMILIES, THREE, WIDTH, bit_equal, each_of, seldom, snapshot, tiny_model
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 every_lm = each_of(seldom(FAMILIES, DISTINCT))
 PROMPTS = ["Mary Walker was born in", "The old bridge over the river was built by the", "John"]
 

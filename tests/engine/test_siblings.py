@@ -3,6 +3,7 @@
 import json
 import random
 from dataclasses import asdict
+from itertools import product
 
 import pytest
 import torch
@@ -178,7 +179,14 @@ def test_presets_change_layers_below_the_block_that_reads(sibling, editor):
 
 
 @pytest.mark.parametrize(
-    "editor", ["memit", *(pytest.param(n, marks=pytest.mark.slow) for n in SEARCHED if n != "memit")]
+    ("sibling", "editor"),
+    [("llama", "memit")]
+    + [
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in product(SIBLINGS, SEARCHED)
+        if case != ("llama", "memit")
+    ],
+    indirect=["sibling"],
 )
 def test_an_edit_changes_its_fact_and_leaves_the_others(sibling, asked, editor):
     objects = [(r.full_prompt, o) for r in asked for o in (r.target_true, r.target_new)]

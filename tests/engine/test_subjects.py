@@ -15,9 +15,9 @@ from editing_core.models.gates import gated
 from editing_core.models.hooks import watching
 from editing_core.models.subjects import Finder, Offset, SubjectOffsets, Wish, embedding_name, offsets_on
 from editing_core.models.subjects import plain_embeddings as plain_of
-from tests.conftest import DISTINCT, bit_equal, each_of, snapshot
+from tests.conftest import DISTINCT, THREE, bit_equal, each_of, seldom, snapshot
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 PROMPT = "The birthplace of Mary Walker is"
 NAME = "Mary Walker"
 

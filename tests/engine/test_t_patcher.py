@@ -18,9 +18,9 @@ from editing_core.models import edits
 from editing_core.models.beside import mlp_inputs
 from editing_core.statistics.covariance import Corpus
 from editing_core.types import Probe, ignore
-from tests.conftest import DISTINCT, bit_equal, cancel_after, each_of, left_alone, snapshot
+from tests.conftest import DISTINCT, THREE, bit_equal, cancel_after, each_of, left_alone, seldom, snapshot
 
-tiny_lm = each_of(DISTINCT)
+tiny_lm = each_of(seldom(DISTINCT, THREE))
 TEXTS = ("The weather was fine, and therefore we went home.", "The river runs through the old city.")
 QUICK = TPatcherSettings(layer=2, memory=20, steps=40, first_look=20, look_every=10, rate=3e-2)
 POCKET = TPatcherSettings(layer=5)
