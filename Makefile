@@ -24,7 +24,7 @@ run: $(VENV)/runtime.stamp
 
 # Side by side, because a browser waits for much of its time; the other tests leave it the processor when it does not.
 test: $(VENV)/dev.stamp
-	@$(TEST_ENV) $(BIN)/python -m pytest -x -q tests -m browser > $(VENV)/browser.log 2>&1 & browser=$$!; \
+	@$(TEST_ENV) $(BIN)/python -m pytest -x -q tests -m "browser and not slow" > $(VENV)/browser.log 2>&1 & browser=$$!; \
 	  $(TEST_ENV) nice -n 10 $(BIN)/python -m pytest -x -q -n 2 --dist loadfile tests -m "not slow and not browser"; \
 	  fast=$$?; wait $$browser; shown=$$?; \
 	  echo "In the browser:"; cat $(VENV)/browser.log; \

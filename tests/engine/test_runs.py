@@ -220,7 +220,7 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_undisturbed_one(root, undistu
 @pytest.mark.parametrize(
     ("protocol", "shown"),
     [
-        ("single", [(2, 1), (2, 2), (2, 3), (2, 4)]),
+        pytest.param("single", [(2, 1), (2, 2), (2, 3), (2, 4)], marks=pytest.mark.slow),
         pytest.param("sequential", [(1, 1), (1, 2), (1, 2), (1, 3), (1, 4)], marks=pytest.mark.slow),
     ],
 )

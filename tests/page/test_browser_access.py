@@ -43,7 +43,10 @@ def found(tab_page):
     return [(rule, html) for rule, html in elements if not any(rule == r and part in html for r, part in ACCEPTED)]
 
 
-@pytest.mark.parametrize(("theme", "tabs"), [("light", TABS), ("dark", ("Edit", "Explore", "Learn"))])
+DARK = pytest.param("dark", ("Edit", "Explore", "Learn"), marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("theme", "tabs"), [("light", TABS), DARK])
 def test_nothing_serious_stands_in_anybodys_way(opening, page, theme, tabs):
     tab_page = opening(f"{page.local_url}?__theme={theme}")
     run_example(tab_page, 0)
@@ -112,7 +115,7 @@ def test_the_keyboard_goes_from_the_form_to_the_charts_and_is_seen(opening, page
     assert downloads == ["PNG", "SVG", "CSV", "i"]
 
 
-@pytest.mark.parametrize("size", [(1440, 900), (380, 800)], ids=str)
+@pytest.mark.parametrize("size", [(1440, 900), pytest.param((380, 800), marks=pytest.mark.slow)], ids=str)
 def test_nothing_jumps(opening, page, size):
     """While loading, and while work goes on; what a click brings may take its place."""
     tab_page = opening(page.local_url, dict(zip(("width", "height"), size, strict=True)), SHIFTS)

@@ -56,6 +56,7 @@ def test_the_whole_lesson(opening, page, pocket, tab):
         assert bit_equal(pocket.model, before)
 
 
+@pytest.mark.slow
 def test_a_step_is_left_stopped_and_its_case_opened(opening, page, pocket):
     before = snapshot(pocket.model)
     sheet = at_learn(opening, page)
@@ -78,6 +79,7 @@ def test_a_step_is_left_stopped_and_its_case_opened(opening, page, pocket):
     expect(sheet.locator("#verdict")).to_have_text(re.compile("No edit yet"))
 
 
+@pytest.mark.slow
 def test_a_narrow_page_does_not_scroll_sideways(opening, page):
     sheet = at_learn(opening, page)
     sheet.set_viewport_size({"width": 380, "height": 800})

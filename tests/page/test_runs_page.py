@@ -210,6 +210,7 @@ def test_a_case_opens_in_the_panels_of_the_edit_tab(opened):
     expect(opened.locator("#generations")).to_contain_text("The weights of iteration 1 were not kept")
 
 
+@pytest.mark.slow
 def test_deletion_means_what_was_asked_about(opened, finished):
     opened.locator("#runs-opened .token-remove").first.click()
     assert until(lambda: drawn(opened, "runs-left") == [3])
@@ -256,6 +257,7 @@ def test_cancel_keeps_what_was_finished_and_resume_goes_on(local, visit):
     assert until(lambda: folder.status == CANCELLED)
 
 
+@pytest.mark.slow
 def test_what_cannot_run_is_told_beside_the_button(local, visit):
     desk, url = local
     sheet = visit(url)
