@@ -59,7 +59,7 @@ def proof_html(run: RunResult, k: int) -> str:
     notes = "".join(f"<br>{escape(note)}" for note in dict.fromkeys(run.notes))
     rows = "".join(_proof_row(p) for p in proofs)
     columns = "".join(f"<th>{c}</th>" for c in ("parameter", "|ΔW| / |W|", "rank", "changed entries"))
-    table = f"<table class='es-table es-findings'><tr>{columns}</tr>{rows}</table>"
+    table = f"<table class='es-table'><tr>{columns}</tr>{rows}</table>"
     table = scrolling(table, "Change of every matrix") if proofs else ""
     return f"<details class='es-proof'><summary>{head}</summary>{table}{notes}</details>"
 
@@ -91,7 +91,7 @@ def findings_html(findings: Findings | None) -> str:
         return ""
     head = "".join(f"<th>{escape(column)}</th>" for column in findings.columns)
     rows = "".join(f"<tr>{''.join(f'<td>{_found(value)}</td>' for value in row)}</tr>" for row in findings.rows)
-    table = f"<table class='es-table'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    table = f"<table class='es-table es-findings'><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
     told = f"<div class='es-heading'>{escape(findings.title)}</div><div class='es-said'>{escape(findings.said)}</div>"
     return told + (scrolling(table, findings.title) if findings.rows else "")
 
